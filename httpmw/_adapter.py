@@ -1,0 +1,180 @@
+# The layer that users register, and how neighbouring layers become one.
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import _errors
+from ._connection import Connection
+from ._exchange import Exchange
+from ._response import AppResponse
+
+__all__ = ["Flow", "HTTPMiddleware", "http_middleware"]
+
+Flow: TypeAlias = AsyncGenerator[Any, AppResponse]
+"""
+What a middleware function returns.
+
+The one annotation under which a bare `yield` and `yield response` both type-check, and
+`response` in `response = yield` is an `AppResponse`.
+"""
+
+Dispatch: TypeAlias = Callable[[Connection], AsyncGenerator[Any, AppResponse] | None]
+Predicate: TypeAlias = Callable[[Connection], bool]
+
+
+class HTTPMiddleware:
+    """
+    Run a middleware function around an ASGI app, for each HTTP request.
+
+    Register it as `Middleware(HTTPMiddleware, dispatch=mw)`, with
+    `app.add_middleware(HTTPMiddleware, dispatch=mw)`, or put it around any ASGI app as
+    `HTTPMiddleware(app, dispatch=mw)`; or subclass it and override `dispatch`.
+
+    1. `response = yield` runs the inner app and evaluates to its response, of which nothing has
+       been sent. What the inner app raises before that is raised there.
+    2. `yield some_response` sends a response, the received one or another, and comes back when
+       everything is over. What went wrong meanwhile is raised there.
+    3. Ending without it sends the received response as edited.
+    4. A function yields at most once each way: one run, one answer.
+    5. A function that ends before any yield is an error, never a silent pass.
+    6. A *dispatch* that returns None is skipped for this request.
+    7. `response = yield other(conn)` runs another middleware function inside this one.
+
+    Args:
+        app: The inner app: any ASGI app. Neighbouring `HTTPMiddleware` layers become one.
+        dispatch: The middleware function: `async def mw(conn)` with a `yield`.
+        when: A predicate on the connection; where it is false, the layer is not there.
+
+    Raises:
+        TypeError: *dispatch* can not be a middleware function, there is none or there are two,
+            or *when* is not a plain function.
+    """
+
+    def __init__(
+        self, app: ASGIApp, dispatch: Dispatch | None = None, *, when: Predicate | None = None
+    ) -> None:
+        overridden = type(self).dispatch is not HTTPMiddleware.dispatch
+        if dispatch is None:
+            if not overridden:
+                raise _errors.no_dispatch(type(self))
+            dispatch = self.dispatch
+        elif overridden:
+            raise _errors.two_dispatches(type(self), dispatch)
+        _check(dispatch)
+        if when is not None:
+            if not callable(when) or inspect.iscoroutinefunction(when):
+                raise _errors.bad_predicate(when)
+            dispatch = _conditional(dispatch, when)
+        self.app = app
+        if isinstance(app, HTTPMiddleware) and type(app).__call__ is HTTPMiddleware.__call__:
+            # A neighbour: take over its functions, so that one adapter drives them all.
+            self._functions: tuple[Dispatch, ...] = (dispatch, *app._functions)
+            self._inner: ASGIApp = app._inner
+        else:
+            self._functions = (dispatch,)
+            self._inner = app
+
+    def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:
+        """
+        The middleware function of a subclass, to be overridden: `async def dispatch(self, conn)`.
+
+        Args:
+            conn: The request.
+
+        Returns:
+            The flow of this request; here one that changes nothing.
+        """
+        return _unchanged()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
+        """
+        if scope["type"] == "http":
+            await Exchange(scope, receive, send).run(self._functions, self._inner)
+        else:
+            await self._inner(scope, receive, send)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in {"_functions", "_inner"}:
+            raise _errors.not_initialised(type(self))
+        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(msg)
+
+
+async def _unchanged() -> Flow:
+    yield
+
+
+def _conditional(dispatch: Dispatch, when: Predicate) -> Dispatch:
+    def conditional(conn: Connection) -> AsyncGenerator[Any, AppResponse] | None:
+        return dispatch(conn) if when(conn) else None
+
+    return conditional
+
+
+def _check(dispatch: Any) -> None:
+    """
+    Refuse what can be known never to work.
+    """
+    if not callable(dispatch) or isinstance(dispatch, type):
+        raise _errors.not_a_function(dispatch)
+    function = dispatch
+    while isinstance(function, functools.partial):
+        function = function.func
+    for candidate in (function, getattr(type(function), "__call__", None)):
+        if inspect.iscoroutinefunction(candidate):
+            raise _errors.coroutine_function(dispatch)
+        if inspect.isgeneratorfunction(candidate):
+            raise _errors.sync_generator(dispatch)
+
+
+class _Application(Protocol):
+    def add_middleware(self, middleware_class: Any, /, **options: Any) -> None: ...
+
+
+D = TypeVar("D", bound=Dispatch)
+
+
+def http_middleware(
+    app: _Application, *, when: Predicate | None = None
+) -> Callable[[D], D]:
+    """
+    Register the decorated middleware function with an application.
+
+    For those who know FastAPI's `@app.middleware("http")`:
+
+        @http_middleware(app)
+        async def server_header(conn: Connection) -> Flow:
+            response = yield
+            response.headers["server"] = "mine"
+
+    As with `app.add_middleware`, the layer that is added last is the outermost.
+
+    Args:
+        app: A Starlette or FastAPI application, or whatever has their `add_middleware`.
+        when: As in `HTTPMiddleware`.
+
+    Returns:
+        A decorator that registers the function and gives it back unchanged.
+
+    Raises:
+        TypeError: *app* has no `add_middleware`, or the function is no middleware function.
+        RuntimeError: Starlette's, where the application has started.
+    """
+    if not callable(getattr(app, "add_middleware", None)):
+        raise _errors.no_add_middleware(app)
+
+    def register(dispatch: D) -> D:
+        # Now, not at the first request: the mistake is here.
+        _check(dispatch)
+        app.add_middleware(HTTPMiddleware, dispatch=dispatch, when=when)
+        return dispatch
+
+    return register

@@ -1,0 +1,481 @@
+# The bodies: a request's on its way in, a response's on its way out.
+#
+# Rule 1: reading never steals. Who reads without changing anything reads *ahead*: the message
+# stays, and is handed on unchanged to whoever would have had it.
+# Rule 2: who transforms takes the messages, keeps none of them, and is asked for the next chunk
+# only when the far side wants one: back-pressure is the far side's own pace.
+# Rule 3: nothing here awaits the server or the inner app directly. A request's messages come
+# from a `pull` that is given, a response's from the `message()` of its driver.
+# Rule 4: a transform that is cancelled or fails never ends its body cleanly: a truncated body
+# looks truncated.
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+from starlette.concurrency import iterate_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from . import _errors
+from ._travel import PAUSED, Driven, Turn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CHUNK = 64 * 1024  # of a file, as in starlette.responses.FileResponse
+DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+def as_bytes(data: Any, charset: str = "utf-8") -> bytes:
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, str):
+        return data.encode(charset)
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    raise _errors.bad_body(data)
+
+
+def as_iterator(value: Any) -> AsyncIterator[Any]:
+    if isinstance(value, AsyncIterable):
+        return aiter(value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, memoryview)):
+        return iterate_in_threadpool(value)
+    raise _errors.bad_body_iterator(value)
+
+
+async def close(iterator: Any) -> None:
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
+# ---------------------------------------------------------------------- the request
+
+
+class Incoming:
+    """
+    Where a layer gets the request from: its messages, in order, and some of them read ahead.
+    """
+
+    # Whether the layers further in have begun to take the body.
+    taken = False
+    # Whether it is read chunk by chunk somewhere, so that messages have to keep their places.
+    in_chunks = False
+    # What takes the messages in place of the layers further in.
+    transform: TransformedRequest | None = None
+
+    def __init__(self, pull: Callable[[], Awaitable[Message]]) -> None:
+        self._pull = pull
+        self._ahead: deque[Message] = deque()
+
+    async def receive(self) -> Message:
+        message = self._ahead.popleft() if self._ahead else await self._pull()
+        if message["type"] == "http.request":
+            self.taken = True
+        return message
+
+    async def peek(self, position: int) -> Message:
+        """
+        Give the message at *position* of those not taken yet, and leave it there.
+        """
+        if self.taken:
+            raise _errors.request_body_taken()
+        while len(self._ahead) <= position:
+            message = await self._pull()
+            self._ahead.append(message)
+        return self._ahead[position]
+
+    async def peek_latest(self) -> Message:
+        """
+        Read one message more ahead; nothing is pulled behind a disconnect.
+        """
+        if not self._ahead or self._ahead[-1]["type"] != "http.disconnect":
+            self._ahead.append(await self._pull())
+        return self._ahead[-1]
+
+    def join(self, count: int, body: bytes) -> None:
+        # `b"".join([body]) is body`, so whoever joins this one message again copies nothing.
+        if not self.in_chunks:
+            for _ in range(count):
+                self._ahead.popleft()
+            self._ahead.appendleft({"type": "http.request", "body": body, "more_body": False})
+
+    def take_ahead(self) -> Message | None:
+        if not self._ahead:
+            return None
+        self.taken = True
+        return self._ahead.popleft()
+
+
+class RequestChunks(AsyncIterator[bytes]):
+    """
+    The chunks of a request body: read ahead, or taken once a transform stands in between.
+    """
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+        self._read = 0
+        self._ended = False
+        incoming.in_chunks = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ended:
+            message = await self._next()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self._ended = not message.get("more_body", False)
+            if body := as_bytes(message.get("body", b"")):
+                return body
+        raise StopAsyncIteration
+
+    async def _next(self) -> Message:
+        incoming = self._incoming
+        transform = incoming.transform
+        if transform is None:
+            self._read += 1
+            return await incoming.peek(self._read - 1)
+        while self._read:  # read before the transform was put in place
+            incoming.take_ahead()
+            self._read -= 1
+        return (
+            incoming.take_ahead()
+            or await (transform.message() if transform.stepper else incoming.receive())
+        )  # fmt: skip
+
+    async def aclose(self) -> None:
+        self._ended = True
+
+
+class TransformedRequest(Driven):
+    """
+    A request body on its way through a middleware's async generator.
+
+    The generator is driven by hand and waits for its input at the marker. So a `receive` of the
+    inner app that is cancelled, as `Request.is_disconnected()` does each time, never kills it.
+    """
+
+    def __init__(self, task: Any, source: Incoming, iterator: AsyncIterator[Any]) -> None:
+        super().__init__(task)
+        self._source = source
+        self._iterator = iterator
+        self._turn = Turn()
+        self._ended = False
+        self._failure: BaseException | None = None
+        source.transform = self
+
+    async def pull(self) -> Message:
+        await self._turn.wait()
+        self._turn.taken = True
+        try:
+            return await self._pull()
+        finally:
+            self._turn.leave()
+
+    async def _pull(self) -> Message:
+        if self._failure is not None:
+            raise self._failure
+        while not self._ended:
+            if self.paused:
+                message = await self._source.receive()
+                step = self.resume(message)
+            else:
+                step = self.start(self._advance())
+            try:
+                chunk = await step
+            except ClientDisconnect:
+                self._ended = True
+                return DISCONNECT
+            except BaseException as exc:
+                self._failure = exc if isinstance(exc, Exception) else _errors.request_body_taken()
+                raise
+            if chunk is PAUSED:
+                continue
+            if self._ended:
+                return {"type": "http.request", "body": b"", "more_body": False}
+            if chunk:
+                return {"type": "http.request", "body": chunk, "more_body": True}
+        while (message := await self._source.receive())["type"] == "http.request":
+            pass  # left over by a transform that ended early
+        return message
+
+    async def _advance(self) -> bytes:
+        try:
+            return as_bytes(await anext(self._iterator))
+        except StopAsyncIteration:
+            self._ended = True
+            return b""
+
+    async def aclose(self) -> None:
+        if self.paused:
+            try:
+                await self.fail(GeneratorExit())
+            except (GeneratorExit, ClientDisconnect):
+                pass
+        await close(self._iterator)
+
+
+# ---------------------------------------------------------------------- the response
+
+
+class Progress:
+    """
+    What has become of one body on its way out.
+    """
+
+    bytes_sent = 0
+    complete = False
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    def __init__(self, *, trailers: bool) -> None:
+        self._trailers = trailers
+
+    def count(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.body":
+            self.bytes_sent += len(message.get("body", b""))
+        elif kind == "http.response.pathsend":
+            self.bytes_sent += os.stat(message["path"]).st_size
+        elif kind == "http.response.zerocopysend":
+            self.bytes_sent += _file_part(message)[2]
+        self.complete = is_last(message, trailers=self._trailers)
+
+
+def is_last(message: Message, *, trailers: bool) -> bool:
+    """
+    Whether *message* ends a response.
+
+    ASGI HTTP extensions: `pathsend` has no `more_body`, and trailers follow the body where the
+    start announced them.
+    """
+    if message["type"] == "http.response.trailers":
+        return not message.get("more_trailers", False)
+    return not trailers and ends_body(message)
+
+
+def ends_body(message: Message) -> bool:
+    kind = message["type"]
+    if kind in ("http.response.body", "http.response.zerocopysend"):
+        return not message.get("more_body", False)
+    return kind == "http.response.pathsend"
+
+
+class Body:
+    """
+    The messages that follow a start, as one layer hands them to the next.
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.ahead: deque[Message] = deque()
+        # What is neither body nor end of it, met by a transform: handed on in its place.
+        self.aside: list[Message] = []
+        self.ended = False
+        self.transformed = False
+        self.in_use = False
+
+    @property
+    def source(self) -> Body:
+        """
+        Where the bytes come from, through all transforms.
+        """
+        return self
+
+    async def pull(self) -> Message:
+        """
+        Give the next message, straight from the inside.
+        """
+        raise NotImplementedError
+
+    async def take(self) -> Message:
+        return self.ahead.popleft() if self.ahead else await self.pull()
+
+    async def peek(self, position: int) -> Message:
+        while len(self.ahead) <= position:
+            self.ahead.append(await self.pull())
+        return self.ahead[position]
+
+
+class LiveBody(Body):
+    """
+    The body that the source is still producing.
+    """
+
+    def __init__(self, driver: Any, progress: Progress | None) -> None:
+        super().__init__(progress)
+        self._driver = driver
+
+    async def pull(self) -> Message:
+        driver = self._driver
+        if driver.thrown is not None:
+            raise driver.thrown
+        message: Message = await driver.message()
+        self.ended = ends_body(message)
+        if self.progress is not None:
+            self.progress.count(message)
+        return message
+
+
+class FixedBody(Body):
+    """
+    A body that a middleware gave whole.
+    """
+
+    def __init__(self, data: bytes, progress: Progress) -> None:
+        super().__init__(progress)
+        self.data = data
+
+    async def pull(self) -> Message:
+        self.ended = True
+        message = {"type": "http.response.body", "body": self.data, "more_body": False}
+        assert self.progress is not None
+        self.progress.count(message)
+        return message
+
+
+class TransformedBody(Body):
+    """
+    A body on its way through a middleware's async generator.
+    """
+
+    def __init__(self, inner: Body, iterator: Any, charset: str, progress: Progress) -> None:
+        super().__init__(progress)
+        self.inner = inner
+        self.failure: BaseException | None = None
+        self._iterator = iterator
+        self._charset = charset
+        self._made: deque[Message] = deque()
+        inner.transformed = True
+
+    @property
+    def source(self) -> Body:
+        return self.inner.source
+
+    async def pull(self) -> Message:
+        if not self._made:
+            await self._make()
+        message = self._made.popleft()
+        self.ended = ends_body(message)
+        assert self.progress is not None
+        self.progress.count(message)
+        return message
+
+    async def _make(self) -> None:
+        chunk, more_body = b"", True
+        try:
+            while more_body and not chunk and not self.inner.aside:
+                chunk = as_bytes(await anext(self._iterator), self._charset)
+        except StopAsyncIteration:
+            more_body = False
+        except BaseException as exc:
+            self.failure = exc
+            raise
+        self._made.extend(self.inner.aside)
+        self.inner.aside.clear()
+        if chunk or not more_body:
+            self._made.append(
+                {"type": "http.response.body", "body": chunk, "more_body": more_body}
+            )
+
+    async def aclose(self) -> None:
+        await close(self._iterator)
+
+
+class ResponseChunks(AsyncIterator[bytes]):
+    """
+    The chunks of a response body: read ahead, or taken once a transform stands in between.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._read = 0
+        self._ended = False
+        self._file: AsyncIterator[bytes] | None = None
+        body.in_use = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ended or self._file is not None:
+            if self._file is None:
+                message = await self._next()
+                self._ended = ends_body(message)
+                if message["type"] != "http.response.body":
+                    self._file = file_chunks(message)
+                elif body := as_bytes(message.get("body", b"")):
+                    return body
+            else:
+                async for body in self._file:
+                    return body
+                self._file = None
+        self._body.in_use = False
+        raise StopAsyncIteration
+
+    async def _next(self) -> Message:
+        body = self._body
+        while True:
+            if body.transformed:
+                while self._read and body.ahead:  # read before the transform was put in place
+                    body.ahead.popleft()
+                    self._read -= 1
+                message = await body.take()
+            else:
+                message = await body.peek(self._read)
+                self._read += 1
+            if message["type"] in _BODY:
+                return message
+            if body.transformed:
+                body.aside.append(message)
+
+    async def aclose(self) -> None:
+        self._ended = True
+        self._body.in_use = False
+        if self._file is not None:
+            await close(self._file)
+            self._file = None
+
+
+_BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopysend")
+
+
+def _file_part(message: Message) -> tuple[int, int, int]:
+    # `file` is a file object with a descriptor; without an offset it is sent from where it
+    # stands, and without a count to its end (ASGI extensions, zero copy send).
+    file = message["file"]
+    descriptor = file if isinstance(file, int) else file.fileno()
+    offset = message.get("offset")
+    if offset is None:
+        offset = os.lseek(descriptor, 0, os.SEEK_CUR)
+    rest = max(os.fstat(descriptor).st_size - offset, 0)
+    count = message.get("count")
+    return descriptor, offset, rest if count is None else min(count, rest)
+
+
+async def file_chunks(message: Message) -> AsyncIterator[bytes]:
+    """
+    Read the file of a `pathsend` or `zerocopysend` message, and leave its position alone.
+    """
+    if message["type"] == "http.response.pathsend":
+        async with await anyio.open_file(message["path"], "rb") as file:
+            while chunk := await file.read(CHUNK):
+                yield chunk
+        return
+    descriptor, offset, rest = _file_part(message)
+    while rest > 0:
+        chunk = await anyio.to_thread.run_sync(os.pread, descriptor, min(CHUNK, rest), offset)
+        if not chunk:
+            return
+        yield chunk
+        offset += len(chunk)
+        rest -= len(chunk)

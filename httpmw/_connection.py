@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from starlette.requests import ClientDisconnect, Request, empty_receive, empty_send
+from starlette.types import Message, Receive, Scope, Send
+
+from . import _errors
+from ._body import Incoming, RequestChunks, TransformedRequest, as_bytes, as_iterator
+
+if TYPE_CHECKING:
+    from ._adapter import Exchange
+
+__all__ = ["Connection"]
+
+
+class Connection(Request):
+    """
+    The request, as a middleware function gets it: a `starlette.requests.Request`.
+
+    Everything that `Request` has works here. What is read of the body before the yield is still
+    delivered to the inner app, and edits of `conn.scope` in place are seen by it.
+
+    Args:
+        scope: The ASGI scope of an HTTP request.
+        receive: The ASGI `receive` of the request.
+        send: The ASGI `send` of the request.
+
+    A middleware function never makes one; in a unit test it can be made like a `Request`.
+    """
+
+    _stream_consumed = False
+    _is_disconnected = False
+    _form = None
+    _headers: Any
+    _body: bytes
+    # The exchange it belongs to, None where it was made by hand.
+    _exchange: Exchange | None = None
+    # Where it reads the body, and what the inner app gets instead; None: nobody has asked yet.
+    _incoming: Incoming | None = None
+    _outgoing: Incoming | None = None
+
+    def __init__(
+        self, scope: Scope, receive: Receive = empty_receive, send: Send = empty_send
+    ) -> None:
+        super().__init__(scope, receive, send)
+
+    @classmethod
+    def _of(cls, exchange: Exchange) -> Connection:
+        # What `Request.__init__` would set is set by the class: this runs once a layer.
+        self = cls.__new__(cls)
+        self.scope = exchange.scope
+        self._exchange = exchange
+        self._incoming = exchange.incoming
+        return self
+
+    async def _receive(self) -> Message:  # type: ignore[override]
+        """
+        Read one message ahead of the inner app, which still gets it.
+        """
+        return await self._open().peek_latest()
+
+    async def _send(self, message: Message) -> None:  # type: ignore[override]
+        assert self._exchange is not None
+        await self._exchange.server_send(message)
+
+    def _open(self) -> Incoming:
+        if self._incoming is None:
+            if self._exchange is None:
+                self._incoming = Incoming(self._receive)
+            else:
+                self._incoming = self._exchange.outermost_incoming()
+        return self._incoming
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """
+        Iterate over the chunks of the request body; the inner app still gets all of them.
+
+        Yields:
+            Each chunk, and an empty one at the end, as `Request.stream()` does.
+
+        Raises:
+            ClientDisconnect: The client left before the body was complete.
+            MiddlewareError: The inner app has begun to read the body.
+        """
+        if not hasattr(self, "_body"):
+            async for chunk in RequestChunks(self._open()):
+                yield chunk
+        else:
+            yield self._body
+        yield b""
+
+    async def body(self, *, max_size: int | None = None) -> bytes:
+        """
+        Read the whole request body; the inner app still gets it.
+
+        Args:
+            max_size: The largest body, in bytes, that is read. A request whose
+                `content-length` says more is refused before anything is received.
+
+        Returns:
+            The body. A body that was read once is returned again, at any time.
+
+        Raises:
+            BodyTooLarge: The body is larger than *max_size*; unhandled it answers 413.
+            ClientDisconnect: The client left before the body was complete.
+            MiddlewareError: The inner app has begun to read the body.
+        """
+        if not hasattr(self, "_body"):
+            incoming = self._open()
+            if max_size is not None and _content_length(self.scope) > max_size:
+                raise _errors.BodyTooLarge(max_size)
+            chunks: list[bytes] = []
+            size = count = 0
+            more_body = True
+            while more_body:
+                message = await incoming.peek(count)
+                if message["type"] == "http.disconnect":
+                    self._is_disconnected = True
+                    raise ClientDisconnect
+                count += 1
+                chunk = as_bytes(message.get("body", b""))
+                size += len(chunk)
+                if max_size is not None and size > max_size:
+                    raise _errors.BodyTooLarge(max_size)
+                chunks.append(chunk)
+                more_body = message.get("more_body", False)
+            body = b"".join(chunks)
+            incoming.join(count, body)
+            self._body = body
+        if max_size is not None and len(self._body) > max_size:
+            raise _errors.BodyTooLarge(max_size)
+        return self._body
+
+    async def is_disconnected(self) -> bool:
+        """
+        Tell, without waiting, whether the client has left; once True it stays True.
+        """
+        exchange = self._exchange
+        if exchange is not None and exchange.gone:
+            self._is_disconnected = True
+        if not self._is_disconnected:
+            message: Message = {}
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                message = await self._receive()
+            self._is_disconnected = message.get("type") == "http.disconnect"
+        return self._is_disconnected
+
+    @property
+    def body_iterator(self) -> AsyncIterator[bytes]:
+        """
+        The chunks of the request body, on their way to the inner app.
+
+        Iterating over them just reads. Assign an async generator made from them, before the
+        yield, and the body streams through it while the inner app pulls it:
+
+            conn.body_iterator = gunzip(conn.body_iterator)
+
+        A `content-length` is dropped from the headers that the inner app sees, as the length
+        may change. A `content-encoding` that the transform undoes is yours to remove.
+
+        Raises:
+            MiddlewareError: On assignment after the yield, where it would have no effect.
+            TypeError: On assignment of something that is not an iterable of bytes.
+        """
+        return RequestChunks(self._outgoing or self._open())
+
+    @body_iterator.setter
+    def body_iterator(self, iterator: Any) -> None:
+        exchange = self._before_the_yield("conn.body_iterator = ...")
+        source = self._outgoing or self._open()
+        transform = TransformedRequest(exchange.task, source, as_iterator(iterator))
+        exchange.to_close.append(transform)
+        self._send_inward(exchange, Incoming(transform.pull))
+        self._drop_headers(b"content-length")
+
+    def replace_body(self, data: bytes | str) -> None:
+        """
+        Give the inner app *data* as the request body, in place of what the client sends.
+
+        Args:
+            data: The body; a str is encoded in UTF-8.
+
+        In the headers that the inner app sees `content-length` is corrected, and
+        `content-encoding` and `transfer-encoding` are dropped.
+
+        Raises:
+            MiddlewareError: After the yield, where it would have no effect.
+            TypeError: *data* is neither bytes nor str.
+        """
+        body = as_bytes(data)
+        exchange = self._before_the_yield("conn.replace_body()")
+        source = self._outgoing or self._open()
+
+        async def pull() -> Message:
+            while (message := await source.receive())["type"] == "http.request":
+                pass  # the replaced body
+            return message
+
+        incoming = Incoming(pull)
+        incoming.join(0, body)
+        self._send_inward(exchange, incoming)
+        self._drop_headers(b"content-length", b"content-encoding", b"transfer-encoding")
+        self.scope["headers"].append((b"content-length", b"%d" % len(body)))
+
+    def fail_after(self, seconds: float) -> None:
+        """
+        Give the inner app *seconds* to start its response.
+
+        When they are over it is cancelled and `TimeoutError` is raised at the yield, where it
+        can be answered. The limit ends with the response start. To be called before the yield.
+
+        Args:
+            seconds: The time, in seconds, from the moment the inner app is called.
+
+        Raises:
+            MiddlewareError: After the yield, where it would have no effect.
+        """
+        self._before_the_yield("conn.fail_after()").limit = seconds
+
+    def _before_the_yield(self, what: str) -> Exchange:
+        exchange = self._exchange
+        if exchange is None or exchange.entered:
+            raise _errors.too_late(what)
+        return exchange
+
+    def _send_inward(self, exchange: Exchange, incoming: Incoming) -> None:
+        self._outgoing = exchange.incoming = incoming
+
+    def _drop_headers(self, *names: bytes) -> None:
+        # A new list: the old one may be held by whoever made the scope.
+        self.scope["headers"] = [
+            (key, value) for key, value in self.scope["headers"] if key.lower() not in names
+        ]
+        if hasattr(self, "_headers"):
+            del self._headers
+
+
+def _content_length(scope: Scope) -> int:
+    for key, value in scope["headers"]:
+        if key.lower() == b"content-length":
+            try:
+                return int(value)
+            except ValueError:
+                return 0
+    return 0

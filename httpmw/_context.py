@@ -1,0 +1,188 @@
+# Which task and context a flow belongs to, and which scopes are open there.
+#
+# Rule 1: everything here is native to asyncio or trio; `anyio.get_current_task()` costs more
+# than the whole start of a flow.
+# Rule 2: data that is private to anyio, trio or CPython is read in this file only, each time
+# with a public or harmless fall-back: a check must never fail a request by its own fault.
+# `tests/` holds a canary that fails when one of them moves.
+# Rule 3: trio is never imported here, only looked up: a task of trio's exists only where
+# somebody else has imported it.
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import sys
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import anyio
+
+from . import _errors
+
+_asyncio_current_task = asyncio.current_task
+
+
+def _trio() -> Any:
+    return sys.modules.get("trio")
+
+
+def current_task() -> Any:
+    """
+    The running task of asyncio or trio, None where there is neither.
+    """
+    try:
+        task = _asyncio_current_task()
+    except RuntimeError:
+        task = None
+    # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
+    if task is None and (trio := _trio()) is not None:
+        try:
+            return trio.lowlevel.current_task()
+        except RuntimeError:
+            return None
+    return task
+
+
+def context_of(task: Any) -> Context | None:
+    """
+    The context in which *task* runs, None where it cannot be told.
+    """
+    if isinstance(task, asyncio.Task) and sys.version_info < (3, 12):
+        # `Task.get_context()` is new in 3.12, and the C task shows its context to the garbage
+        # collector only.
+        contexts = [each for each in gc.get_referents(task) if isinstance(each, Context)]
+        return contexts[0] if len(contexts) == 1 else None
+    get_context = getattr(task, "get_context", None)
+    if get_context is not None:
+        context = get_context()
+    else:
+        context = getattr(task, "context", None)
+    return context if isinstance(context, Context) else None
+
+
+class runner_in:  # noqa: N801 - used like a function
+    # Calls in one context. Where that context is entered already (it is the running one, or an
+    # eager task is started from inside of it), the running context has to do.
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __call__(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        entered = False
+
+        def call() -> Any:
+            nonlocal entered
+            entered = True
+            return function(argument)
+
+        try:
+            return self._context.run(call)
+        except RuntimeError:
+            if entered:
+                raise
+        return function(argument)
+
+
+# Open scopes. anyio keeps the innermost scope of a task in `_task_states`; trio in
+# `Task._cancel_status`, and the nurseries of a task are public.
+
+_scopes_of: Callable[[Any], Any] | None = None
+
+
+def _asyncio_scopes_of() -> Callable[[Any], Any]:
+    # anyio imports its backend when it is first used; before that no scope can be open.
+    global _scopes_of  # noqa: PLW0603 - looked up once
+    module = sys.modules.get("anyio._backends._asyncio")
+    if module is None:
+        return lambda task: None  # noqa: ARG005
+    _scopes_of = module._task_states.get
+    return _scopes_of
+
+
+def open_scopes(task: Any) -> Any:
+    """
+    A fingerprint of the scopes that *task*, the running one, holds open; compare with `!=`.
+    """
+    try:
+        if isinstance(task, asyncio.Task):
+            state = (_scopes_of or _asyncio_scopes_of())(task)
+            return state and state.cancel_scope
+        return task and (task._cancel_status, len(task.child_nurseries))
+    except Exception:  # noqa: BLE001 - rule 2
+        return _Deadline()
+
+
+class _Deadline:
+    # The public fall-back: a deadline that is finite and earlier than before betrays a time
+    # limit. An outer scope may move its own deadline, so later is no proof.
+
+    def __init__(self) -> None:
+        self.deadline = anyio.current_effective_deadline()
+
+    def __ne__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Deadline)
+            and math.isfinite(self.deadline)
+            and self.deadline < other.deadline
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+# Cancellation.
+
+
+def is_cancellation(exc: BaseException | None) -> bool:
+    if isinstance(exc, asyncio.CancelledError):
+        return True
+    trio = _trio()
+    return trio is not None and isinstance(exc, trio.Cancelled)
+
+
+def cancellations(task: Any) -> int:
+    """
+    How many cancellation requests *task* has not yet answered for (asyncio only).
+    """
+    return task.cancelling() if isinstance(task, asyncio.Task) else 0
+
+
+def is_cancelled(task: Any, before: int) -> bool:
+    """
+    Whether a cancellation is still owed by *task*, the running one.
+    """
+    if cancellations(task) > before:
+        return True
+    try:
+        return anyio.current_effective_deadline() == -math.inf
+    except Exception:  # noqa: BLE001 - outside of asyncio and trio nothing is owed
+        return False
+
+
+# Things that belong to one task and say so only in words.
+_OWNED_BY_A_TASK = (
+    "cancel scope",
+    "different Context",
+    "not held",
+    "not the owner",
+    "not the borrower",
+    "isn't holding",
+    "does not own",
+)
+
+
+def explain(flow: object, exc: BaseException, *, foreign: bool) -> BaseException:
+    """
+    Put our explanation before an error that comes from resuming *flow* in another task.
+    """
+    if not foreign or not isinstance(exc, (RuntimeError, ValueError)):
+        return exc
+    if not any(words in str(exc) for words in _OWNED_BY_A_TASK):
+        return exc
+    error = _errors.not_held(flow, exc)
+    error.__cause__ = exc
+    return error

@@ -1,0 +1,334 @@
+"""
+Every exception that httpmw raises, and the one place where their messages are written.
+
+* HTTPMWError
+  + MiddlewareError   (RuntimeError)        a middleware function broke the contract
+  + NoResponseError   (RuntimeError)        the inner app returned without a response
+  + BodyTooLarge      (HTTPException, 413)  a body went over the limit that a middleware set
+
+Mistakes that can be seen when a layer is made are a plain `TypeError`.
+Every message says who did what and where, what was expected, and what to write instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+__all__ = ["BodyTooLarge", "HTTPMWError", "MiddlewareError", "NoResponseError"]
+
+
+class HTTPMWError(Exception):
+    """
+    The base class of the exceptions that httpmw raises.
+    """
+
+
+class MiddlewareError(HTTPMWError, RuntimeError):
+    """
+    A middleware function broke the contract; the message names it, and what to write instead.
+    """
+
+
+class NoResponseError(HTTPMWError, RuntimeError):
+    """
+    The inner app broke the ASGI contract: it returned without a (whole) response.
+
+    Raised at the `yield` of the middleware functions around it.
+    """
+
+
+class BodyTooLarge(HTTPMWError, HTTPException):
+    """
+    A body is larger than the *max_size* that a middleware gave.
+
+    It is a Starlette `HTTPException` with status 413: where no middleware handles it, it
+    becomes the answer (RFC 9110 section 15.5.14).
+
+    Attributes:
+        max_size: The limit that was exceeded, in bytes.
+    """
+
+    def __init__(self, max_size: int) -> None:
+        HTTPException.__init__(self, 413, f"Body larger than {max_size} bytes")
+        self.max_size = max_size
+
+
+class BodyNotRead(MiddlewareError, AttributeError):
+    # Also an AttributeError, so that `hasattr(response, "body")` answers False instead of failing.
+    pass
+
+
+# Who: a middleware function is named by its qualified name, its file and a line.
+
+
+def place(subject: object) -> str:
+    """
+    Name a function, a generator or any callable, with its file and line where it has one.
+    """
+    frame = getattr(subject, "ag_frame", None)
+    code = getattr(subject, "ag_code", None)
+    if code is not None:
+        line = code.co_firstlineno if frame is None else frame.f_lineno
+        return f"{code.co_qualname!r} ({code.co_filename}:{line})"
+    function: Any = subject
+    while isinstance(function, functools.partial):
+        function = function.func
+    for candidate in (function, getattr(type(function), "__call__", None)):
+        code = getattr(candidate, "__code__", None)
+        if code is not None:
+            return f"{code.co_qualname!r} ({code.co_filename}:{code.co_firstlineno})"
+    return repr(subject)
+
+
+# Mistakes in a layer's making.
+
+_PATTERN = "Write `async def mw(conn): response = yield`"
+
+
+def no_dispatch(owner: type) -> TypeError:
+    return TypeError(
+        f"{owner.__qualname__} has no middleware function: no `dispatch=` was given and "
+        f"{place(owner.__init__) if owner.__init__ is not object.__init__ else owner!r} "
+        "belongs to a class that does not override `dispatch`.\n"
+        f"{_PATTERN} and pass it as `Middleware({owner.__name__}, dispatch=mw)`, or override "
+        "`async def dispatch(self, conn)`."
+    )
+
+
+def two_dispatches(owner: type, dispatch: object) -> TypeError:
+    return TypeError(
+        f"{owner.__qualname__} overrides `dispatch` ({place(vars_lookup(owner, 'dispatch'))}) and "
+        f"was also given `dispatch=` {place(dispatch)}.\n"
+        "Keep one of the two; a subclass that needs options takes them in its `__init__`."
+    )
+
+
+def vars_lookup(owner: type, name: str) -> object:
+    return next(vars(base)[name] for base in owner.__mro__ if name in vars(base))
+
+
+def not_a_function(dispatch: object) -> TypeError:
+    hint = f"{_PATTERN} and pass the function itself."
+    if hasattr(dispatch, "asend"):
+        hint = "Pass the function, without calling it."
+    elif isinstance(dispatch, type):
+        hint = (
+            "Pass an instance, or register a subclass of HTTPMiddleware by itself: "
+            f"`Middleware({dispatch.__name__})`."
+        )
+    return TypeError(
+        f"`dispatch` must be an async generator function, got {place(dispatch)}, "
+        f"a {type(dispatch).__name__}.\n{hint}"
+    )
+
+
+def coroutine_function(dispatch: object) -> TypeError:
+    return TypeError(
+        f"middleware function {place(dispatch)} is an `async def` without a `yield`.\n"
+        "A middleware function is an async generator: write `response = yield` where the inner "
+        "app shall run, or `yield some_response` to answer."
+    )
+
+
+def sync_generator(dispatch: object) -> TypeError:
+    return TypeError(
+        f"middleware function {place(dispatch)} is a plain `def` with a `yield`.\n"
+        "Write `async def`."
+    )
+
+
+def bad_predicate(when: object) -> TypeError:
+    return TypeError(
+        f"`when` must be a plain function that takes the connection and returns a bool, "
+        f"got {place(when)}, a {type(when).__name__}.\n"
+        "Write `when=lambda conn: ...`; what has to be awaited belongs into the middleware "
+        "function."
+    )
+
+
+def not_initialised(owner: type) -> TypeError:
+    return TypeError(
+        f"{owner.__qualname__} was not initialised: its `__init__` "
+        f"{place(owner.__init__)} does not call `super().__init__(app)`.\n"
+        "Call `super().__init__(app)` there."
+    )
+
+
+def no_add_middleware(app: object) -> TypeError:
+    return TypeError(
+        f"`http_middleware` needs an application with an `add_middleware` method, got {app!r}.\n"
+        "For another ASGI app write `app = HTTPMiddleware(app, dispatch=mw)`."
+    )
+
+
+# Mistakes of a middleware function while a request runs.
+
+
+def not_a_generator(dispatch: object, got: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(dispatch)} returned {got!r} instead of an async generator.\n"
+        f"{_PATTERN}; to step aside for a request return None."
+    )
+
+
+def no_yield(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} ended without a yield, so the request was stopped.\n"
+        "Write `response = yield` on the path that lets the request through, or "
+        "`yield some_response` to answer it."
+    )
+
+
+def second_yield(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} yielded a second time without a response; the inner "
+        "app has been run already, and it runs once.\n"
+        "Yield once; to answer in place of the inner app write `yield some_response`."
+    )
+
+
+def yield_after_response(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} yielded again after its response was sent.\n"
+        "Nothing may be yielded after `yield some_response`: one run, one answer."
+    )
+
+
+def bad_yield(flow: object, got: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} yielded {got!r}, a {type(got).__name__}.\n"
+        "Yield nothing to run the inner app, or a starlette.responses.Response, such as "
+        "`yield JSONResponse(...)`, to answer."
+    )
+
+
+def foreign_response(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} yielded a received response that is not the one it "
+        "was given.\n"
+        "Yield the very object that `response = yield` gave, or a new "
+        "`Response(await response.read(), ...)`."
+    )
+
+
+def late_delegation(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} yielded another middleware function's generator "
+        "after the inner app has run.\n"
+        "Delegate in place of the first bare yield: `response = yield other(conn)`."
+    )
+
+
+def swallowed(flow: object, exc: BaseException) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} swallowed {exc!r} and gave no response.\n"
+        "After `except` either `raise`, or answer with `yield some_response`."
+    )
+
+
+def open_scope(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} holds a cancel scope, time limit or task group of "
+        "anyio or trio open across a yield; the inner app may be running in other scopes and "
+        "another task when the function is resumed (PEP 789).\n"
+        "For a time limit call `conn.fail_after(seconds)` before the yield or use "
+        "`async with asyncio.timeout(seconds)`; close every other scope before the yield."
+    )
+
+
+def not_held(flow: object, exc: BaseException) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} was resumed in the task that sends the response and "
+        f"failed there with: {exc}\n"
+        "An object that belongs to one task (anyio.Lock, anyio.CapacityLimiter, a cancel scope) "
+        "cannot be held across a yield. Use an anyio.Semaphore or an asyncio.Lock."
+    )
+
+
+def too_late(what: str) -> MiddlewareError:
+    return MiddlewareError(
+        f"{what} was called after the inner app was run, where it has no effect.\n"
+        "Call it before `response = yield`."
+    )
+
+
+def request_body_taken() -> MiddlewareError:
+    return MiddlewareError(
+        "the request body was already read by the inner app, so it cannot be read any more.\n"
+        "Read it before the yield: `body = await conn.body()`; the inner app still gets it."
+    )
+
+
+def body_not_read() -> BodyNotRead:
+    return BodyNotRead(
+        "the body of this response has not been read: it is still to be produced.\n"
+        "Write `body = await response.read()` first."
+    )
+
+
+def response_body_gone() -> MiddlewareError:
+    return MiddlewareError(
+        "the body of this response was already sent or replaced, so it cannot be read or "
+        "changed any more.\n"
+        "Do it between `response = yield` and the end of the function (or `yield response`)."
+    )
+
+
+def own_task() -> MiddlewareError:
+    return MiddlewareError(
+        "a body was read from a task of its own (`create_task`, `gather`, a task group, or "
+        "`asyncio.wait_for` on Python 3.11); the inner app produces it only while the middleware "
+        "function itself waits for it.\n"
+        "Write `await response.read()` or `async for chunk in response.body_iterator` directly; "
+        "for a time limit `async with asyncio.timeout(seconds)`."
+    )
+
+
+def scope_over_read() -> MiddlewareError:
+    return MiddlewareError(
+        "a response body was read inside a cancel scope, time limit or task group of anyio or "
+        "trio; the inner app has to run on while the body is read, and its scopes would be "
+        "crossed (PEP 789).\n"
+        "Read the body outside of it; for a time limit `async with asyncio.timeout(seconds)`."
+    )
+
+
+def bad_body(got: object) -> TypeError:
+    return TypeError(
+        f"a body must be bytes or str, got {got!r}, a {type(got).__name__}.\n"
+        "Encode it first, for example `json.dumps(data).encode()`."
+    )
+
+
+def bad_body_iterator(got: object) -> TypeError:
+    return TypeError(
+        f"`body_iterator` must be an async iterable of bytes, got {got!r}, "
+        f"a {type(got).__name__}.\n"
+        "Write an async generator and call it: `x.body_iterator = transform(x.body_iterator)`."
+    )
+
+
+def called_response() -> MiddlewareError:
+    return MiddlewareError(
+        "a received response cannot be called as an ASGI app.\n"
+        "Send it with `yield response`, or by ending the middleware function."
+    )
+
+
+# Mistakes of the inner app.
+
+
+def no_response(app: object) -> NoResponseError:
+    return NoResponseError(
+        f"the inner app {place(app)} returned without sending a response.\n"
+        "It has to send `http.response.start` and a body."
+    )
+
+
+def truncated(app: object) -> NoResponseError:
+    return NoResponseError(
+        f"the inner app {place(app)} returned in the middle of its response body."
+    )

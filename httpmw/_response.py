@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from starlette.background import BackgroundTask
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from . import _errors
+from ._body import Body, FixedBody, Progress, ResponseChunks, TransformedBody, as_bytes, as_iterator
+
+if TYPE_CHECKING:
+    from ._adapter import Outbound
+
+__all__ = ["AppResponse", "Outcome"]
+
+Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelled", "replaced"]
+
+# What describes the very bytes of a body (RFC 9110 section 8.8.3, RFC 9530, RFC 1864).
+_OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
+
+
+class AppResponse(Response):
+    """
+    The inner app's response, as `response = yield` gives it: a `starlette.responses.Response`.
+
+    Nothing of it has been sent. Status, headers, cookies and body can be edited until the
+    function ends or yields it.
+
+    Attributes:
+        status_code: The status, to read and to set.
+        raw_headers: The headers as a list of pairs of bytes, repeated ones included.
+        background: A `BackgroundTask` to run after the inner app has ended; None when received.
+    """
+
+    background: BackgroundTask | None = None
+
+    _headers: MutableHeaders | None = None
+    # None as long as nobody has asked for the body: it is still to come from the source.
+    _body: Body | None = None
+    _bytes: bytes | None = None
+    _progress: Progress | None = None
+    _outcome: Outcome | None = None
+    # Whether it still can be changed: until the function ends or yields it.
+    _open = True
+
+    def __init__(
+        self, outbound: Outbound, message: Message, status: int, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        # `Response.__init__` would render a body.
+        self._outbound = outbound
+        self._message = message
+        self.status_code = status
+        self.raw_headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+        raise _errors.called_response()
+
+    # ------------------------------------------------------------------ headers
+
+    @property
+    def headers(self) -> MutableHeaders:
+        """
+        The headers, to read and to edit in place.
+        """
+        if self._headers is None:
+            self._headers = MutableHeaders(raw=self.raw_headers)
+        return self._headers
+
+    @property
+    def media_type(self) -> str | None:  # type: ignore[override]
+        """
+        The media type of the `content-type` header, without its parameters; None without one.
+
+        Setting it sets the header, with a charset for `text/*`, as Starlette's responses do.
+        """
+        content_type = self.headers.get("content-type")
+        return None if content_type is None else content_type.partition(";")[0].strip()
+
+    @media_type.setter
+    def media_type(self, value: str | None) -> None:
+        if value is None:
+            del self.headers["content-type"]
+            return
+        if value.startswith("text/") and "charset=" not in value.lower():
+            value = f"{value}; charset={self.charset}"
+        self.headers["content-type"] = value
+
+    @property
+    def charset(self) -> str:  # type: ignore[override]
+        """
+        The charset of the `content-type` header, `utf-8` where it names none.
+        """
+        parameters = self.headers.get("content-type", "").split(";")[1:]
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip().lower() == "charset":
+                return value.strip().strip('"')
+        return "utf-8"
+
+    # ------------------------------------------------------------------ body
+
+    async def read(self, max_size: int | None = None) -> bytes:
+        """
+        Read the whole body; it is still sent, in the same chunks, where it is not changed.
+
+        The inner app goes on producing it while the response start is held. The body of a
+        `pathsend` or `zerocopysend` message is read from its file.
+
+        Args:
+            max_size: The largest body, in bytes, that is read into memory.
+
+        Returns:
+            The body; afterwards `response.body` gives it as well.
+
+        Raises:
+            BodyTooLarge: The body is larger than *max_size*; what was read is still sent if the
+                response is passed on.
+            NoResponseError: The inner app returned in the middle of the body.
+            ClientDisconnect: It did so because the client has left.
+            MiddlewareError: The body is gone already, or it is read from a task of its own.
+            Exception: Whatever the inner app raised while it produced the body.
+        """
+        if self._bytes is None:
+            if max_size is not None and self._declared_length() > max_size:
+                raise _errors.BodyTooLarge(max_size)
+            size = 0
+            chunks: list[bytes] = []
+            async for chunk in self.body_iterator:
+                size += len(chunk)
+                if max_size is not None and size > max_size:
+                    raise _errors.BodyTooLarge(max_size)
+                chunks.append(chunk)
+            self._bytes = b"".join(chunks)
+        elif max_size is not None and len(self._bytes) > max_size:
+            raise _errors.BodyTooLarge(max_size)
+        return self._bytes
+
+    @property
+    def body(self) -> bytes:  # type: ignore[override]
+        """
+        The body, once it was read with `await response.read()` or set.
+
+        Setting it sends those bytes (or that str, encoded) instead: `content-length` is
+        corrected, `etag` and digest headers of the old body are dropped unless they were set
+        anew, and the inner app is discarded as if the client had left.
+
+        Raises:
+            MiddlewareError: The body has not been read; also an `AttributeError`.
+            TypeError: On setting something that is neither bytes nor str.
+        """
+        if self._bytes is None:
+            raise _errors.body_not_read()
+        return self._bytes
+
+    @body.setter
+    def body(self, data: bytes | str) -> None:
+        body = as_bytes(data, self.charset)
+        self._replaceable()
+        self._body = FixedBody(body, self._new_progress())
+        self._bytes = body
+        self.headers["content-length"] = str(len(body))
+        received = {key.lower(): value for key, value in self._message.get("headers", ())}
+        self.raw_headers[:] = [
+            (key, value)
+            for key, value in self.raw_headers
+            if key.lower() not in _OF_THE_BYTES or received.get(key.lower()) != value
+        ]
+
+    @property
+    def body_iterator(self) -> AsyncIterator[bytes]:
+        """
+        The chunks of the body, as the inner app produces them.
+
+        Iterating over them just reads: they are still sent. Assign an async generator made from
+        them and the body streams through it, chunk by chunk, at the inner app's own pace:
+
+            response.body_iterator = transform(response.body_iterator)
+
+        `content-length` is dropped then, as the length may change.
+
+        Raises:
+            MiddlewareError: The body is gone already.
+            TypeError: On assignment of something that is not an iterable of bytes.
+        """
+        return ResponseChunks(self._replaceable())
+
+    @body_iterator.setter
+    def body_iterator(self, iterator: Any) -> None:
+        chunks = as_iterator(iterator)
+        inner = self._replaceable()
+        self._body = body = TransformedBody(inner, chunks, self.charset, self._new_progress())
+        self._outbound.exchange.to_close.append(body)
+        self._bytes = None
+        del self.headers["content-length"]
+
+    def _replaceable(self) -> Body:
+        if not self._open:
+            raise _errors.response_body_gone()
+        if self._body is None:
+            self._body = self._outbound.live_body()
+        return self._body
+
+    def _new_progress(self) -> Progress:
+        return Progress(trailers=False)
+
+    def _declared_length(self) -> int:
+        length = self.headers.get("content-length", "")
+        return int(length) if length.isdecimal() and not self._outbound.is_head else 0
+
+    # ------------------------------------------------------------------ afterwards
+
+    @property
+    def bytes_sent(self) -> int:
+        """
+        How many bytes of body were sent so far; all of them, after `yield response`.
+        """
+        return 0 if self._progress is None else self._progress.bytes_sent
+
+    @property
+    def started_at(self) -> float | None:
+        """
+        When the response start was sent, in seconds of `time.perf_counter()`; None before.
+        """
+        return None if self._progress is None else self._progress.started_at
+
+    @property
+    def ended_at(self) -> float | None:
+        """
+        When everything was over, in seconds of `time.perf_counter()`; None before.
+        """
+        return None if self._progress is None else self._progress.ended_at
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """
+        How it ended, after `yield response`; None before.
+
+        * `"completed"`: the last message was sent.
+        * `"disconnected"`: the client left before.
+        * `"incomplete"`: the inner app returned before.
+        * `"failed"`: an exception came before; it is raised at `yield response`.
+        * `"cancelled"`: a cancellation came before.
+        * `"replaced"`: this function sent another response in its place.
+        """
+        return self._outcome
+
+    # ------------------------------------------------------------------ the engine's side
+
+    def _has_no_body(self) -> bool:
+        # RFC 9110 sections 9.3.2 and 15: never a body, whatever the headers say.
+        status = self.status_code
+        return self._outbound.is_head or status < 200 or status in (204, 205, 304)
+
+    def _hand_over(self) -> None:
+        """
+        Settle what is sent; nothing can be changed any more.
+        """
+        self._open = False
+        if self._body is not None and self._has_no_body():
+            if isinstance(self._body, FixedBody):
+                self._body.data = b""
+            while isinstance(self._body, TransformedBody):  # never started; closed at the end
+                self._body = self._body.inner
+                self._body.transformed = False
+
+    def _outward(self) -> AppResponse:
+        """
+        The same response, as the next layer outward receives it.
+        """
+        response = AppResponse(
+            self._outbound, self._message, self.status_code, list(self.raw_headers)
+        )
+        response._body = self._body
+        return response
+
+    def _start_message(self) -> Message:
+        message = self._message
+        headers = message.get("headers")
+        if (
+            self.status_code == message["status"]
+            and type(headers) in (list, tuple)
+            and self.raw_headers == list(headers)
+        ):
+            return message
+        start = {**message, "status": self.status_code, "headers": self.raw_headers}
+        if self._body is not None and isinstance(self._body.source, FixedBody):
+            start.pop("trailers", None)  # they would have come from the app
+        return start
