@@ -68,8 +68,7 @@ class HTTPMiddleware:
             raise _errors.two_dispatches(type(self), dispatch)
         _check(dispatch)
         if when is not None:
-            if not callable(when) or inspect.iscoroutinefunction(when):
-                raise _errors.bad_predicate(when)
+            _check_predicate(when)
             dispatch = _conditional(dispatch, when)
         self.app = app
         if isinstance(app, HTTPMiddleware) and type(app).__call__ is HTTPMiddleware.__call__:
@@ -133,6 +132,12 @@ def _check(dispatch: Any) -> None:
             raise _errors.coroutine_function(dispatch)
         if inspect.isgeneratorfunction(candidate):
             raise _errors.sync_generator(dispatch)
+
+
+def _check_predicate(when: Any) -> None:
+    # The coroutine of an `async def` would count as true.
+    if not callable(when) or inspect.iscoroutinefunction(when):
+        raise _errors.bad_predicate(when)
 
 
 class _Application(Protocol):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -23,13 +23,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from . import _errors
-from ._travel import PAUSED, Driven, Turn
+from ._drive import PAUSED, Driven, Turn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 CHUNK = 64 * 1024  # of a file, as in starlette.responses.FileResponse
 DISCONNECT: Message = {"type": "http.disconnect"}
+_END: Final = object()
 
 
 def as_bytes(data: Any, charset: str = "utf-8") -> bytes:
@@ -198,22 +199,20 @@ class TransformedRequest(Driven):
             except BaseException as exc:
                 self._failure = exc if isinstance(exc, Exception) else _errors.request_body_taken()
                 raise
-            if chunk is PAUSED:
-                continue
-            if self._ended:
+            if chunk is _END:
+                self._ended = True
                 return {"type": "http.request", "body": b"", "more_body": False}
-            if chunk:
+            if chunk and chunk is not PAUSED:
                 return {"type": "http.request", "body": chunk, "more_body": True}
         while (message := await self._source.receive())["type"] == "http.request":
             pass  # left over by a transform that ended early
         return message
 
-    async def _advance(self) -> bytes:
+    async def _advance(self) -> Any:
         try:
             return as_bytes(await anext(self._iterator))
         except StopAsyncIteration:
-            self._ended = True
-            return b""
+            return _END
 
     async def aclose(self) -> None:
         if self.paused:
@@ -259,15 +258,15 @@ def is_last(message: Message, *, trailers: bool) -> bool:
     start announced them.
     """
     if message["type"] == "http.response.trailers":
-        return not message.get("more_trailers", False)
+        return not message.get("more_trailers")
     return not trailers and ends_body(message)
 
 
 def ends_body(message: Message) -> bool:
     kind = message["type"]
     if kind in ("http.response.body", "http.response.zerocopysend"):
-        return not message.get("more_body", False)
-    return kind == "http.response.pathsend"
+        return not message.get("more_body")
+    return bool(kind == "http.response.pathsend")
 
 
 class Body:

@@ -11,7 +11,7 @@ from . import _errors
 from ._body import Incoming, RequestChunks, TransformedRequest, as_bytes, as_iterator
 
 if TYPE_CHECKING:
-    from ._adapter import Exchange
+    from ._exchange import Exchange
 
 __all__ = ["Connection"]
 
@@ -56,13 +56,13 @@ class Connection(Request):
         self._incoming = exchange.incoming
         return self
 
-    async def _receive(self) -> Message:  # type: ignore[override]
+    async def _receive(self) -> Message:
         """
         Read one message ahead of the inner app, which still gets it.
         """
         return await self._open().peek_latest()
 
-    async def _send(self, message: Message) -> None:  # type: ignore[override]
+    async def _send(self, message: Message) -> None:
         assert self._exchange is not None
         await self._exchange.server_send(message)
 

@@ -90,9 +90,8 @@ _PATTERN = "Write `async def mw(conn): response = yield`"
 
 def no_dispatch(owner: type) -> TypeError:
     return TypeError(
-        f"{owner.__qualname__} has no middleware function: no `dispatch=` was given and "
-        f"{place(owner.__init__) if owner.__init__ is not object.__init__ else owner!r} "
-        "belongs to a class that does not override `dispatch`.\n"
+        f"{owner.__qualname__} has no middleware function: it was given no `dispatch=` and does "
+        "not override `dispatch`.\n"
         f"{_PATTERN} and pass it as `Middleware({owner.__name__}, dispatch=mw)`, or override "
         "`async def dispatch(self, conn)`."
     )
@@ -152,7 +151,7 @@ def bad_predicate(when: object) -> TypeError:
 def not_initialised(owner: type) -> TypeError:
     return TypeError(
         f"{owner.__qualname__} was not initialised: its `__init__` "
-        f"{place(owner.__init__)} does not call `super().__init__(app)`.\n"
+        f"{place(vars_lookup(owner, '__init__'))} does not call `super().__init__(app)`.\n"
         "Call `super().__init__(app)` there."
     )
 

@@ -12,7 +12,7 @@ from . import _errors
 from ._body import Body, FixedBody, Progress, ResponseChunks, TransformedBody, as_bytes, as_iterator
 
 if TYPE_CHECKING:
-    from ._adapter import Outbound
+    from ._travel import Outbound
 
 __all__ = ["AppResponse", "Outcome"]
 
@@ -37,7 +37,7 @@ class AppResponse(Response):
 
     background: BackgroundTask | None = None
 
-    _headers: MutableHeaders | None = None
+    _view: MutableHeaders | None = None
     # None as long as nobody has asked for the body: it is still to come from the source.
     _body: Body | None = None
     _bytes: bytes | None = None
@@ -65,12 +65,12 @@ class AppResponse(Response):
         """
         The headers, to read and to edit in place.
         """
-        if self._headers is None:
-            self._headers = MutableHeaders(raw=self.raw_headers)
-        return self._headers
+        if self._view is None:
+            self._view = MutableHeaders(raw=self.raw_headers)
+        return self._view
 
     @property
-    def media_type(self) -> str | None:  # type: ignore[override]
+    def media_type(self) -> str | None:
         """
         The media type of the `content-type` header, without its parameters; None without one.
 
@@ -139,7 +139,7 @@ class AppResponse(Response):
         return self._bytes
 
     @property
-    def body(self) -> bytes:  # type: ignore[override]
+    def body(self) -> bytes:
         """
         The body, once it was read with `await response.read()` or set.
 
@@ -156,7 +156,7 @@ class AppResponse(Response):
         return self._bytes
 
     @body.setter
-    def body(self, data: bytes | str) -> None:
+    def body(self, data: bytes | str | memoryview) -> None:
         body = as_bytes(data, self.charset)
         self._replaceable()
         self._body = FixedBody(body, self._new_progress())
@@ -278,7 +278,7 @@ class AppResponse(Response):
 
     def _start_message(self) -> Message:
         message = self._message
-        headers = message.get("headers")
+        headers: Any = message.get("headers")
         if (
             self.status_code == message["status"]
             and type(headers) in (list, tuple)

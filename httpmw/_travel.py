@@ -1,132 +1,459 @@
-# Driving a coroutine by hand.
+# The way outward: what a source gets as `send` and `receive`, and how its response travels.
 #
-# The inner app calls `send` when it has a message; a middleware function waits for a message in
-# `await response.read()` or in an `async for`. Both run in one task. So whoever has to wait for
-# the inner app is a coroutine that is advanced by hand from within the app's `send`: where it
-# awaits the marker below it is left alone, `send` returns, the app produces its next message,
-# and with that message the coroutine is resumed. A request body that streams through a
-# transform is the same thing seen from the other side, driven from within `receive`.
+# At the response start one ordinary coroutine, the *travel*, carries the response outward: it
+# steps each waiting flow, the innermost first, and at last sends the start. It is driven by hand
+# from within the source's `send` (see `_drive`), so that it may wait for the body's messages.
 #
-# Rule 1: only `drive` understands the marker; everything else that is awaited goes through to
-# the event loop unchanged.
-# Rule 2: a coroutine is driven by one caller at a time, and `stepper` is the task that drives it
-# right now. The marker refuses every other task at its `await`, where the mistake was made.
-# Rule 3: a coroutine that waits at the marker holds no scope open that it did not hold when it
-# was last resumed, because the app's own scopes come and go meanwhile.
+# Rule 1: while the travel is being driven no other message of the source is looked at, and the
+# source is not told of a disconnect.
+# Rule 2: when a flow gives another response, that response is a source of its own with a travel
+# of its own through the flows further out, run to its end inside of this travel. The source is
+# discarded from then on: to it, it looks exactly like a client that left, as the ASGI version in
+# its scope defines it. Nothing is cancelled.
+# Rule 3: when a flow fails, its exception goes out through the source's `send`, and is kept:
+# whatever the source makes of it, it is what the flows further out get.
+# Rule 4: a body that nobody has asked for goes straight to the server's own `send`.
 
 from __future__ import annotations
 
-import types
-from collections.abc import Coroutine, Generator
-from typing import Any, Final, cast
+import copy
+import time
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
+import anyio.lowlevel
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Scope, Send
 
 from . import _context, _errors
+from ._body import DISCONNECT, Body, LiveBody, Progress, TransformedBody
+from ._connection import Connection
+from ._drive import Driven, Turn
+from ._response import AppResponse
 
-PAUSED: Final = object()
+if TYPE_CHECKING:
+    from ._exchange import AnyFlow, Exchange, Tail
 
 
-class Driven:
+class Discarded(OSError):
+    # What a body message of a discarded app raises, as a server of ASGI 2.4 does when the
+    # client is gone.
+    pass
+
+
+_WAITING: Final = 0  # for the start
+_TRAVELLING: Final = 1  # the start is on its way outward, or waits for a body
+_PASSING: Final = 2  # messages go straight to the server
+_COUNTED: Final = 3  # the same, and somebody wants to know how many bytes
+_DISCARDED: Final = 4  # another response was sent: messages are dropped
+_DRAINED: Final = 5  # the body is dropped, the trailers that follow it are not
+_REFUSED: Final = 6  # a flow failed: sending raises its exception
+
+
+class Outbound(Driven):
     """
-    A coroutine that may wait for messages which its own driver brings.
+    The way of one source's messages outward: its `send` and its `receive`.
     """
 
-    stepper: Any = None
-    # What that task held open when it began to.
-    scopes: Any = None
-    _coroutine: Any = None
-    _paused = False
+    # What was raised where the travel waited for a message that never came.
+    thrown: BaseException | None = None
+    _state = _WAITING
+    # The server's `send`, as soon as messages pass it unseen.
+    _pass: Send | None = None
+    _turn: Turn | None = None
+    _failure: BaseException | None = None
+    _signal: Discarded | None = None
+    _body: LiveBody | None = None
+    _progress: Progress | None = None
+    _trailers = False
 
-    def __init__(self, task: Any) -> None:
-        # The task in whose context the coroutine runs, whoever drives it.
-        self._task = task
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self._task = exchange.task
 
     @property
-    def paused(self) -> bool:
-        """
-        Whether the coroutine waits for a message.
-        """
-        return self._paused
+    def is_head(self) -> bool:
+        return bool(self.exchange.scope["method"] == "HEAD")
 
-    def start(self, coroutine: Any) -> Coroutine[Any, Any, Any]:
+    async def run(self, source: ASGIApp) -> BaseException | None:
         """
-        Advance *coroutine* until it ends or waits for a message; return its value or `PAUSED`.
+        Run *source* to its end; give back what it failed with.
         """
-        self._coroutine = coroutine
-        return cast(Any, self._drive(coroutine.send, None))
-
-    def resume(self, message: Any) -> Coroutine[Any, Any, Any]:
-        return cast(Any, self._drive(self._coroutine.send, message))
-
-    def fail(self, exc: BaseException) -> Coroutine[Any, Any, Any]:
-        """
-        Raise *exc* where the coroutine waits.
-        """
-        return cast(Any, self._drive(self._coroutine.throw, exc))
-
-    @types.coroutine
-    def _drive(self, call: Any, argument: Any) -> Generator[Any, Any, Any]:
-        coroutine = self._coroutine
-        task = _context.current_task()
-        run = None
-        if task is not self._task and (context := _context.context_of(self._task)) is not None:
-            run = _context.runner_in(context)
-        self.scopes = scopes = _context.open_scopes(task)
-        outer_stepper, self.stepper = self.stepper, task
-        self._paused = False
+        failure: BaseException | None = None
         try:
-            while True:
-                awaited = call(argument) if run is None else run(call, argument)
-                if awaited is not self:
-                    try:
-                        call, argument = coroutine.send, (yield awaited)
-                    except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
-                        call, argument = coroutine.throw, exc
-                elif _context.open_scopes(task) != scopes:
-                    call, argument = coroutine.throw, _errors.scope_over_read()
-                else:
-                    self._paused = True
-                    return PAUSED
-        except StopIteration as stop:
-            return stop.value
+            await source(self.exchange.scope, self.receive, self.send)
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            failure = exc
+        try:
+            if self._state is _PASSING:
+                return failure
+            return await self._finish(source, failure)
         finally:
-            self.stepper = outer_stepper
-            # An exception here would hold this frame, and this frame the exception.
-            call = argument = None
+            failure = None
 
-    def message(self) -> Coroutine[Any, Any, Any]:
+    def send(self, message: Message) -> Any:
         """
-        Wait for the next message that the driver brings.
+        What the source gets as `send`.
         """
-        return cast(Any, self._message())
+        if self._pass is not None:
+            return self._pass(message)
+        return self._send(message)
 
-    @types.coroutine
-    def _message(self) -> Generator[Any, Any, Any]:
-        if self.stepper is None or self.stepper is not _context.current_task():
-            raise _errors.own_task()
-        return (yield self)
+    async def receive(self) -> Message:
+        """
+        What the source gets as `receive`.
+        """
+        if self._state is _DISCARDED or self._state is _DRAINED:
+            return DISCONNECT
+        message = await self.exchange.receive_inward()
+        if message["type"] == "http.disconnect" and self._turn is not None:
+            await self._turn.wait()
+        return message
+
+    # ------------------------------------------------------------------ send, by state
+
+    async def _send(self, message: Message) -> None:
+        turn = self._turn
+        if turn is not None and turn.taken:
+            await turn.wait()
+        state = self._state
+        exchange = self.exchange
+        if state is _COUNTED:
+            await exchange.server_send(message)
+            assert self._progress is not None
+            self._progress.count(message)
+        elif state is _WAITING:
+            if message["type"] == "http.response.start":
+                self._state = _TRAVELLING
+                await self._step(self.start(self._travel(message)))
+            else:  # early hints, debug and whatever else may come before the start
+                await exchange.server_send(message)
+        elif state is _TRAVELLING:
+            await self._step(self.resume(message))
+        elif state is _REFUSED:
+            assert self._failure is not None
+            raise self._failure
+        elif state is _PASSING:
+            await exchange.server_send(message)
+        else:
+            await self._drop(message)
+
+    async def _step(self, step: Any) -> None:
+        # Meanwhile siblings that send wait, and so does a disconnect.
+        turn = self._turn
+        if turn is None:
+            turn = self._turn = Turn()
+        turn.taken = True
+        try:
+            await step
+        finally:
+            turn.leave()
+
+    async def _drop(self, message: Message) -> None:
+        if self._state is _DRAINED:
+            if message["type"] == "http.response.trailers":
+                await self.exchange.server_send(message)
+                return
+        elif (
+            message["type"] == "http.response.body"
+            and message.get("more_body", False)
+            and _spec_version(self.exchange.scope) >= (2, 4)
+        ):
+            if self._signal is None:
+                self._signal = Discarded("another response was sent in place of this one")
+            raise self._signal
+        await anyio.lowlevel.checkpoint()
+
+    # ------------------------------------------------------------------ the travel
+
+    async def _travel(self, message: Message) -> None:
+        """
+        Carry a response outward through the waiting flows, and send it.
+        """
+        exchange = self.exchange
+        waiting = exchange.waiting
+        headers = list(message.get("headers", ()))
+        response = AppResponse(self, message, message["status"], headers)
+        self._trailers = message.get("trailers", False)
+        while waiting:
+            flow = waiting.pop()
+            if exchange.limits is not None and not self._in_time(flow):
+                waiting.append(flow)
+                self._state = _DISCARDED
+                return
+            if (taken := await self._give(flow, response)) is not response:
+                if taken is None:
+                    return
+                response = taken
+            elif waiting:
+                response = response._outward()
+        await self._send_out(response)
+
+    async def _give(self, flow: AnyFlow, response: AppResponse) -> AppResponse | None:
+        """
+        Step *flow* with its response; give back what goes on outward, None if nothing does.
+        """
+        exchange = self.exchange
+        value: Any
+        try:
+            value = await flow.asend(response)
+        except StopAsyncIteration:
+            response._hand_over()
+            if response.background is not None or response._body is not None:
+                tail = exchange.add_tail()
+                tail.background = response.background
+                tail.body = response._body
+            return response
+        except BaseException as exc:
+            conn = Connection._of(exchange)
+            value, failure = await exchange.answer(conn, exc)
+            if value is None:
+                assert failure is not None
+                foreign = self.stepper is not exchange.task
+                failure = _context.explain(flow, failure, foreign=foreign)
+                self._fail(failure)
+                raise failure
+            tail = exchange.add_tail()
+        else:
+            tail = exchange.add_tail(flow)
+            mistake: BaseException | None = None
+            if _context.open_scopes(self.stepper) != self.scopes:
+                mistake = _errors.open_scope(flow)
+            elif value is not response:
+                mistake = _errors.second_yield(flow) if value is None else None
+                mistake = mistake or not_a_new_response(flow, value)
+            if mistake is not None:
+                tail.flow = None
+                error = await exchange._misuse(flow, mistake)
+                self._fail(error, tail)
+                raise error
+            if value is response:
+                tail.response = response
+                response._hand_over()
+                tail.background = response.background
+                tail.body = response._body
+                response._progress = self._progress_of(response)
+                return response
+        # Another response takes its place.
+        tail.response = response
+        tail.replaced = True
+        tail.answered = self.thrown
+        response._open = False
+        if self._streams_on(response, value):
+            return self._streamed(tail, response, value)
+        await self._replace(tail, value)
+        return None
+
+    def _in_time(self, flow: AnyFlow) -> bool:
+        limits = cast(dict[AnyFlow, anyio.CancelScope], self.exchange.limits)
+        limit = limits.get(flow)
+        if limit is None:
+            return True
+        if limit.cancel_called:
+            return False
+        limit.deadline = float("inf")
+        del limits[flow]
+        return True
+
+    def _fail(self, failure: BaseException, tail: Tail | None = None) -> None:
+        # Raised out of the source's `send`, and kept: whatever the source makes of it, it is
+        # what the outer flows get, when the source has ended. But a cancellation belongs to the
+        # source: it may be a limit of its own, and a stale one must never be raised.
+        if _context.is_cancellation(failure):
+            self._failure = RuntimeError("the response was cancelled while it was being sent")
+        else:
+            self._failure = failure
+            (tail or self.exchange.add_tail()).failure = failure
+        self._state = _REFUSED
+
+    def _streams_on(self, response: AppResponse, value: Response) -> bool:
+        # StreamingResponse(transform(response.body_iterator)): the source has to go on while it
+        # streams, so it is driven here instead of being called as an app of its own.
+        return (
+            isinstance(value, StreamingResponse)
+            and type(value).__call__ is StreamingResponse.__call__
+            and type(value).stream_response is StreamingResponse.stream_response
+            and response._body is not None
+            and response._body.in_use
+        )
+
+    def _streamed(self, tail: Tail, response: AppResponse, value: Response) -> AppResponse:
+        assert isinstance(value, StreamingResponse)
+        assert response._body is not None
+        message = {
+            "type": "http.response.start",
+            "status": value.status_code,
+            "headers": list(value.raw_headers),
+        }
+        progress = Progress(trailers=False)
+        chunks = aiter(value.body_iterator)
+        body = TransformedBody(response._body, chunks, value.charset, progress)
+        self.exchange.to_close.append(body)
+        self._trailers = False
+        tail.background = value.background
+        tail.body = body
+        response._progress = progress
+        given = AppResponse(self, message, value.status_code, list(value.raw_headers))
+        given._body = body
+        given._hand_over()
+        given._open = True
+        return given
+
+    async def _replace(self, tail: Tail, value: Response) -> None:
+        """
+        Send *value* through the flows further out; the source is discarded.
+        """
+        if value.background is not None:
+            # It is to run when the source has ended, not in here. The response itself may be
+            # shared between requests.
+            tail.background = value.background
+            value = copy.copy(value)
+            value.background = None
+        failure = await Outbound(self.exchange).run(value)
+        self._state = _DISCARDED
+        if not _context.is_cancellation(failure):  # see `_fail`
+            tail.failure = failure
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure
+
+    # ------------------------------------------------------------------ out to the server
+
+    async def _send_out(self, response: AppResponse) -> None:
+        exchange = self.exchange
+        body = response._body
+        start = response._start_message()
+        try:
+            await exchange.server_send(start)
+            now = time.perf_counter() if exchange.tails else 0.0
+            for tail in exchange.tails:
+                if tail.response is not None and tail.response._progress is not None:
+                    tail.response._progress.started_at = now
+            if body is None:
+                self._let_pass()
+            else:
+                await self._pump(body)
+        except BaseException:
+            # The server's, or the source's own. What the source sends now is the server's to
+            # refuse.
+            if self._state is _TRAVELLING:
+                self._let_pass()
+            raise
+
+    async def _pump(self, body: Body) -> None:
+        """
+        Send a body that somebody has read, changed or given.
+        """
+        live = self.live_body()
+        send = self.exchange.server_send
+        while not (body.ended and not body.ahead):
+            if body is live and not body.ahead and self.thrown is None:
+                self._let_pass()
+                return
+            await send(await body.take())
+        if body.source is not live:
+            self._state = _DISCARDED
+        elif live.ended:
+            self._let_pass()
+        else:
+            self._state = _DRAINED if self._trailers else _DISCARDED
+
+    def _let_pass(self) -> None:
+        if self._progress is None:
+            self._state = _PASSING
+            self._pass = self.exchange.server_send
+        else:
+            self._state = _COUNTED
+
+    def live_body(self) -> LiveBody:
+        """
+        The body that the source is producing, for those who want it.
+        """
+        if self._body is None:
+            self._body = LiveBody(self, self._progress)
+        return self._body
+
+    def _progress_of(self, response: AppResponse) -> Progress:
+        body = response._body
+        if body is not None and body is not self._body:
+            assert body.progress is not None
+            return body.progress
+        if self._progress is None:
+            self._progress = Progress(trailers=self._trailers)
+            if self._body is not None:
+                self._body.progress = self._progress
+                for message in self._body.ahead:
+                    self._progress.count(message)
+        return self._progress
+
+    # ------------------------------------------------------------------ the end of the source
+
+    async def _finish(self, source: ASGIApp, failure: BaseException | None) -> BaseException | None:
+        turn = self._turn
+        if turn is not None and turn.taken and not _context.is_cancellation(failure):
+            await turn.wait()  # an orphan of the source is inside a step
+        if self._state is _TRAVELLING and self.paused:
+            failure = await self._end_travel(source, failure)
+        if self._signal is not None and failure is not None:
+            failure = _without(self._signal, failure)
+        try:
+            return failure
+        finally:
+            failure = None
+
+    async def _end_travel(
+        self, source: ASGIApp, failure: BaseException | None
+    ) -> BaseException | None:
+        # Somebody still waits for the body. Whoever waits again is told the same again.
+        thrown = self.thrown = failure or await self.exchange.truncated(source)
+        try:
+            while self.paused:
+                await self._step(self.fail(thrown))
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            # A flow's own failure is kept already; a body that was cut off on its way to the
+            # server just looks cut off, as it would without us.
+            if self._state is not _REFUSED and exc is not thrown:
+                failure = failure or exc
+        return failure
 
 
-class Turn:
+def _spec_version(scope: Scope) -> tuple[int, ...]:
+    return tuple(map(int, scope.get("asgi", {}).get("spec_version", "2.0").split(".")))
+
+
+def _without(signal: Discarded, exc: BaseException) -> BaseException | None:
     """
-    Lets one caller in at a time; costs an attribute where nobody else comes.
+    Take our own signal out of what a discarded app raised; None when nothing else is left.
     """
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(
+            lambda each: not isinstance(each, BaseExceptionGroup) and _comes_from(each, signal)
+        )[1]
+    return None if _comes_from(exc, signal) else exc
 
-    taken = False
-    _free: anyio.Event | None = None
 
-    async def wait(self) -> None:
-        """
-        Return as soon as nobody is in; at once, without a checkpoint, where nobody is.
-        """
-        while self.taken:
-            if self._free is None:
-                self._free = anyio.Event()
-            await self._free.wait()
+def _comes_from(exc: BaseException | None, signal: Discarded) -> bool:
+    if exc is None or exc is signal:
+        return exc is signal
+    # Starlette raises ClientDisconnect while it handles an OSError, without a `from`.
+    context = exc.__context__ if isinstance(exc, (ClientDisconnect, OSError)) else None
+    return _comes_from(exc.__cause__, signal) or _comes_from(context, signal)
 
-    def leave(self) -> None:
-        self.taken = False
-        if self._free is not None:
-            self._free.set()
-            self._free = None
+
+def not_a_new_response(flow: AnyFlow, value: Any) -> _errors.MiddlewareError | None:
+    """
+    What is wrong with *value* as a response of the flow's own, None when nothing is.
+    """
+    if isinstance(value, AppResponse):
+        return _errors.foreign_response(flow)
+    if isinstance(value, Response):
+        return None
+    if hasattr(value, "asend"):
+        return _errors.late_delegation(flow)
+    if hasattr(value, "close"):
+        value.close()
+    return _errors.bad_yield(flow, value)

@@ -1,0 +1,132 @@
+# Driving a coroutine by hand.
+#
+# The inner app calls `send` when it has a message; a middleware function waits for a message in
+# `await response.read()` or in an `async for`. Both run in one task. So whoever has to wait for
+# the inner app is a coroutine that is advanced by hand from within the app's `send`: where it
+# awaits the marker below it is left alone, `send` returns, the app produces its next message,
+# and with that message the coroutine is resumed. A request body that streams through a
+# transform is the same thing seen from the other side, driven from within `receive`.
+#
+# Rule 1: only `drive` understands the marker; everything else that is awaited goes through to
+# the event loop unchanged.
+# Rule 2: a coroutine is driven by one caller at a time, and `stepper` is the task that drives it
+# right now. The marker refuses every other task at its `await`, where the mistake was made.
+# Rule 3: a coroutine that waits at the marker holds no scope open that it did not hold when it
+# was last resumed, because the app's own scopes come and go meanwhile.
+
+from __future__ import annotations
+
+import types
+from collections.abc import Awaitable, Generator
+from typing import Any, Final
+
+import anyio
+
+from . import _context, _errors
+
+PAUSED: Final = object()
+
+
+class Driven:
+    """
+    A coroutine that may wait for messages which its own driver brings.
+    """
+
+    stepper: Any = None
+    # What that task held open when it began to.
+    scopes: Any = None
+    _coroutine: Any = None
+    _paused = False
+
+    def __init__(self, task: Any) -> None:
+        # The task in whose context the coroutine runs, whoever drives it.
+        self._task = task
+
+    @property
+    def paused(self) -> bool:
+        """
+        Whether the coroutine waits for a message.
+        """
+        return self._paused
+
+    def start(self, coroutine: Any) -> Awaitable[Any]:
+        """
+        Advance *coroutine* until it ends or waits for a message; return its value or `PAUSED`.
+        """
+        self._coroutine = coroutine
+        return self._drive(coroutine.send, None)
+
+    def resume(self, message: Any) -> Awaitable[Any]:
+        return self._drive(self._coroutine.send, message)
+
+    def fail(self, exc: BaseException) -> Awaitable[Any]:
+        """
+        Raise *exc* where the coroutine waits.
+        """
+        return self._drive(self._coroutine.throw, exc)
+
+    @types.coroutine
+    def _drive(self, call: Any, argument: Any) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        task = _context.current_task()
+        run = None
+        if task is not self._task and (context := _context.context_of(self._task)) is not None:
+            run = _context.runner_in(context)
+        self.scopes = scopes = _context.open_scopes(task)
+        outer_stepper, self.stepper = self.stepper, task
+        self._paused = False
+        try:
+            while True:
+                awaited = call(argument) if run is None else run(call, argument)
+                if awaited is not self:
+                    try:
+                        call, argument = coroutine.send, (yield awaited)
+                    except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
+                        call, argument = coroutine.throw, exc
+                elif _context.open_scopes(task) != scopes:
+                    call, argument = coroutine.throw, _errors.scope_over_read()
+                else:
+                    self._paused = True
+                    return PAUSED
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self.stepper = outer_stepper
+            # An exception here would hold this frame, and this frame the exception.
+            call = argument = None
+
+    def message(self) -> Awaitable[Any]:
+        """
+        Wait for the next message that the driver brings.
+        """
+        return self._message()
+
+    @types.coroutine
+    def _message(self) -> Generator[Any, Any, Any]:
+        if self.stepper is None or self.stepper is not _context.current_task():
+            raise _errors.own_task()
+        return (yield self)
+
+
+class Turn:
+    """
+    Lets one caller in at a time; costs an attribute where nobody else comes.
+    """
+
+    taken = False
+    _free: anyio.Event | None = None
+
+    async def wait(self) -> None:
+        """
+        Return as soon as nobody is in; at once, without a checkpoint, where nobody is.
+        """
+        while self.taken:
+            if self._free is None:
+                self._free = anyio.Event()
+            await self._free.wait()
+
+    def leave(self) -> None:
+        self.taken = False
+        if self._free is not None:
+            self._free.set()
+            self._free = None
