@@ -95,10 +95,24 @@ class HTTPMiddleware:
         """
         Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
         """
-        if scope["type"] == "http":
-            await Exchange(scope, receive, send).run(self._functions, self._inner)
-        else:
+        if scope["type"] != "http":
             await self._inner(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        failure: BaseException | None = None
+        try:
+            failure = await exchange.inward(self._functions, 0, self._inner)
+            if failure is not None or exchange.tails or exchange.waiting or exchange.to_close:
+                failure = await exchange.end(failure, self._inner)
+        except BaseException:
+            # Closed from outside, or an error of our own: every flow is ended all the same.
+            exchange.abandon()
+            raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None  # it holds this frame: do not hold it in turn
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in {"_functions", "_inner"}:
@@ -141,7 +155,8 @@ def _check_predicate(when: Any) -> None:
 
 
 class _Application(Protocol):
-    def add_middleware(self, middleware_class: Any, /, **options: Any) -> None: ...
+    @property
+    def add_middleware(self) -> Callable[..., None]: ...
 
 
 D = TypeVar("D", bound=Dispatch)

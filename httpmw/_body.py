@@ -157,6 +157,29 @@ class RequestChunks(AsyncIterator[bytes]):
         self._ended = True
 
 
+class RequestStream(RequestChunks):
+    """
+    The same as `Request.stream()` gives it: from a body that was read, and with an empty end.
+
+    Not a generator, as one that is left in the middle has to be closed by somebody.
+    """
+
+    def __init__(self, incoming: Incoming | None, body: bytes = b"") -> None:
+        if incoming is not None:
+            super().__init__(incoming)
+        self._left = None if incoming is not None else iter((body, b""))
+
+    async def __anext__(self) -> bytes:
+        if self._left is None:
+            try:
+                return await super().__anext__()
+            except StopAsyncIteration:
+                self._left = iter((b"",))
+        for chunk in self._left:
+            return chunk
+        raise StopAsyncIteration
+
+
 class TransformedRequest(Driven):
     """
     A request body on its way through a middleware's async generator.
@@ -243,10 +266,8 @@ class Progress:
         kind = message["type"]
         if kind == "http.response.body":
             self.bytes_sent += len(message.get("body", b""))
-        elif kind == "http.response.pathsend":
-            self.bytes_sent += os.stat(message["path"]).st_size
-        elif kind == "http.response.zerocopysend":
-            self.bytes_sent += _file_part(message)[2]
+        elif kind in _BODY:
+            self.bytes_sent += _file_size(message)
         self.complete = is_last(message, trailers=self._trailers)
 
 
@@ -290,6 +311,20 @@ class Body:
         """
         return self
 
+    @property
+    def thrown(self) -> BaseException | None:
+        """
+        What is raised for want of further messages: no failure of whom it is raised in.
+        """
+        return None
+
+    def sent(self, message: Message) -> None:
+        """
+        Note that *message* has gone further out.
+        """
+        if self.progress is not None:
+            self.progress.count(message)
+
     async def pull(self) -> Message:
         """
         Give the next message, straight from the inside.
@@ -314,14 +349,16 @@ class LiveBody(Body):
         super().__init__(progress)
         self._driver = driver
 
+    @property
+    def thrown(self) -> BaseException | None:
+        thrown: BaseException | None = self._driver.thrown
+        return thrown
+
     async def pull(self) -> Message:
-        driver = self._driver
-        if driver.thrown is not None:
-            raise driver.thrown
-        message: Message = await driver.message()
+        if self.thrown is not None:
+            raise self.thrown
+        message: Message = await self._driver.message()
         self.ended = ends_body(message)
-        if self.progress is not None:
-            self.progress.count(message)
         return message
 
 
@@ -336,10 +373,7 @@ class FixedBody(Body):
 
     async def pull(self) -> Message:
         self.ended = True
-        message = {"type": "http.response.body", "body": self.data, "more_body": False}
-        assert self.progress is not None
-        self.progress.count(message)
-        return message
+        return {"type": "http.response.body", "body": self.data, "more_body": False}
 
 
 class TransformedBody(Body):
@@ -365,8 +399,6 @@ class TransformedBody(Body):
             await self._make()
         message = self._made.popleft()
         self.ended = ends_body(message)
-        assert self.progress is not None
-        self.progress.count(message)
         return message
 
     async def _make(self) -> None:
@@ -377,7 +409,8 @@ class TransformedBody(Body):
         except StopAsyncIteration:
             more_body = False
         except BaseException as exc:
-            self.failure = exc
+            if exc is not self.source.thrown:
+                self.failure = exc
             raise
         self._made.extend(self.inner.aside)
         self.inner.aside.clear()
@@ -429,6 +462,7 @@ class ResponseChunks(AsyncIterator[bytes]):
                     body.ahead.popleft()
                     self._read -= 1
                 message = await body.take()
+                body.sent(message)
             else:
                 message = await body.peek(self._read)
                 self._read += 1
@@ -446,6 +480,16 @@ class ResponseChunks(AsyncIterator[bytes]):
 
 
 _BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopysend")
+
+
+def _file_size(message: Message) -> int:
+    # Counting never fails what would pass: the file may be out of our reach.
+    try:
+        if message["type"] == "http.response.pathsend":
+            return os.stat(message["path"]).st_size
+        return _file_part(message)[2]
+    except OSError:
+        return 0
 
 
 def _file_part(message: Message) -> tuple[int, int, int]:

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from starlette.requests import ClientDisconnect, Request, empty_receive, empty_send
 from starlette.types import Message, Receive, Scope, Send
 
 from . import _errors
-from ._body import Incoming, RequestChunks, TransformedRequest, as_bytes, as_iterator
+from ._body import (
+    Incoming,
+    RequestChunks,
+    RequestStream,
+    TransformedRequest,
+    as_bytes,
+    as_iterator,
+)
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
@@ -48,19 +55,33 @@ class Connection(Request):
         super().__init__(scope, receive, send)
 
     @classmethod
-    def _of(cls, exchange: Exchange) -> Connection:
+    def of(cls, exchange: Exchange) -> Connection:
+        """
+        The connection of one layer of *exchange*.
+        """
         # What `Request.__init__` would set is set by the class: this runs once a layer.
-        self = cls.__new__(cls)
+        self = object.__new__(cls)
         self.scope = exchange.scope
         self._exchange = exchange
-        self._incoming = exchange.incoming
+        if exchange.incoming is not None:
+            self._incoming = exchange.incoming
         return self
+
+    # How many messages it has read by hand.
+    _position = 0
 
     async def _receive(self) -> Message:
         """
         Read one message ahead of the inner app, which still gets it.
         """
-        return await self._open().peek_latest()
+        incoming = self._open()
+        if incoming.taken:
+            return await incoming.peek_latest()
+        incoming.in_chunks = True
+        message = await incoming.peek(self._position)
+        if message["type"] != "http.disconnect":
+            self._position += 1
+        return message
 
     async def _send(self, message: Message) -> None:
         assert self._exchange is not None
@@ -74,23 +95,24 @@ class Connection(Request):
                 self._incoming = self._exchange.outermost_incoming()
         return self._incoming
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
+    def stream(self) -> AsyncGenerator[bytes, None]:
         """
         Iterate over the chunks of the request body; the inner app still gets all of them.
 
-        Yields:
-            Each chunk, and an empty one at the end, as `Request.stream()` does.
+        Returns:
+            An async iterator of the chunks, with an empty one at the end, as `Request.stream()`
+            has it.
 
         Raises:
             ClientDisconnect: The client left before the body was complete.
             MiddlewareError: The inner app has begun to read the body.
         """
-        if not hasattr(self, "_body"):
-            async for chunk in RequestChunks(self._open()):
-                yield chunk
-        else:
-            yield self._body
-        yield b""
+        stream = (
+            RequestStream(None, self._body)
+            if hasattr(self, "_body")
+            else RequestStream(self._open())
+        )
+        return cast(AsyncGenerator[bytes, None], stream)
 
     async def body(self, *, max_size: int | None = None) -> bytes:
         """

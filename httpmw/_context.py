@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
+from weakref import ref
 
 import anyio
 
@@ -100,7 +101,8 @@ def _asyncio_scopes_of() -> Callable[[Any], Any]:
     module = sys.modules.get("anyio._backends._asyncio")
     if module is None:
         return lambda task: None  # noqa: ARG005
-    _scopes_of = module._task_states.get
+    states = module._task_states.data  # of a WeakKeyDictionary: without a call in between
+    _scopes_of = lambda task: states.get(ref(task))  # noqa: E731
     return _scopes_of
 
 
@@ -168,6 +170,8 @@ _OWNED_BY_A_TASK = (
     "cancel scope",
     "different Context",
     "not held",
+    "not holding this lock",
+    "a Lock you don't own",
     "not the owner",
     "not the borrower",
     "isn't holding",

@@ -36,6 +36,7 @@ class Driven:
     # What that task held open when it began to.
     scopes: Any = None
     _coroutine: Any = None
+    _awaited: Any = None
     _paused = False
 
     def __init__(self, task: Any) -> None:
@@ -49,9 +50,37 @@ class Driven:
         """
         return self._paused
 
+    def begin(self, coroutine: Any) -> bool:
+        """
+        Take the first step of *coroutine* at once; return whether it has ended with it.
+
+        Most do, in their own task; there is nothing to drive then. The others `proceed`.
+        """
+        self._coroutine = coroutine
+        self._awaited = None
+        self.stepper = task = _context.current_task()
+        if task is not self._task:
+            return False
+        self.scopes = _context.open_scopes(task)
+        try:
+            self._awaited = coroutine.send(None)
+        except StopIteration:
+            return True
+        finally:
+            self.stepper = None
+        return False
+
+    def proceed(self) -> Awaitable[Any]:
+        """
+        Go on with what was begun, until it ends or waits for a message.
+        """
+        if self._awaited is None:
+            return self._drive(self._coroutine.send, None)
+        return self._drive(None, self._awaited)
+
     def start(self, coroutine: Any) -> Awaitable[Any]:
         """
-        Advance *coroutine* until it ends or waits for a message; return its value or `PAUSED`.
+        Advance *coroutine* until it ends or waits for a message; give its value or `PAUSED`.
         """
         self._coroutine = coroutine
         return self._drive(coroutine.send, None)
@@ -72,26 +101,30 @@ class Driven:
         run = None
         if task is not self._task and (context := _context.context_of(self._task)) is not None:
             run = _context.runner_in(context)
-        self.scopes = scopes = _context.open_scopes(task)
-        outer_stepper, self.stepper = self.stepper, task
+        self.stepper = task
         self._paused = False
         try:
-            while True:
+            if call is None:
+                awaited = argument  # the first step was taken by `begin`
+            else:
+                self.scopes = _context.open_scopes(task)
                 awaited = call(argument) if run is None else run(call, argument)
+            while True:
                 if awaited is not self:
                     try:
                         call, argument = coroutine.send, (yield awaited)
                     except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
                         call, argument = coroutine.throw, exc
-                elif _context.open_scopes(task) != scopes:
+                elif _context.open_scopes(task) != self.scopes:
                     call, argument = coroutine.throw, _errors.scope_over_read()
                 else:
                     self._paused = True
                     return PAUSED
+                awaited = call(argument) if run is None else run(call, argument)
         except StopIteration as stop:
             return stop.value
         finally:
-            self.stepper = outer_stepper
+            self.stepper = None
             # An exception here would hold this frame, and this frame the exception.
             call = argument = None
 

@@ -158,8 +158,9 @@ def not_initialised(owner: type) -> TypeError:
 
 def no_add_middleware(app: object) -> TypeError:
     return TypeError(
-        f"`http_middleware` needs an application with an `add_middleware` method, got {app!r}.\n"
-        "For another ASGI app write `app = HTTPMiddleware(app, dispatch=mw)`."
+        f"`http_middleware` needs an application with an `add_middleware` method, got "
+        f"{place(app)}.\n"
+        "Write `@http_middleware(app)` above the function; for another ASGI app write `app = HTTPMiddleware(app, dispatch=mw)`."
     )
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from types import AsyncGeneratorType
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import anyio
 from starlette.background import BackgroundTask
@@ -45,6 +45,7 @@ from ._response import AppResponse, Outcome
 from ._travel import Outbound, not_a_new_response
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
+_new: Final = object.__new__
 Function: TypeAlias = Callable[[Connection], Any]
 
 
@@ -87,7 +88,6 @@ class Exchange:
     disconnect: ClientDisconnect | None = None
     cancellation: BaseException | None = None
     _receiving: Turn | None = None
-    _to_close: list[Any] | None = None
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -97,124 +97,103 @@ class Exchange:
         self._cancellations = _context.cancellations(task)
         self.waiting: list[AnyFlow] = []
         self.tails: list[Tail] = []
+        # The transforms of users, closed at the very end.
+        self.to_close: list[Any] = []
 
-    @property
-    def to_close(self) -> list[Any]:
-        """
-        The transforms of users, which are closed at the very end.
-        """
-        if self._to_close is None:
-            self._to_close = []
-        return self._to_close
+    # ------------------------------------------------------------------ the way inward
 
-    # ------------------------------------------------------------------ the whole life
-
-    async def run(self, functions: Sequence[Function], app: ASGIApp) -> None:
-        """
-        Run *functions*, the outermost first, around *app*.
-        """
-        failure: BaseException | None = None
-        try:
-            failure = await self._inward(functions, 0, app)
-            if self.tails or self.waiting:
-                failure = await self._settle(failure, 0, app)
-            if self._to_close is not None:
-                failure = await self._close_transforms(failure)
-            if failure is None and self.cancellation is not None:
-                # Answered by a flow; it goes on all the same if it is still owed.
-                if _context.is_cancelled(self.task, self._cancellations):
-                    failure = self.cancellation
-            if failure is not None and failure is not self.disconnect:
-                raise failure
-        except BaseException as exc:
-            if exc is not failure:
-                await self._abandon()
-            raise
-        finally:
-            # The exception holds this frame: do not hold it in turn.
-            failure = self.cancellation = self.disconnect = None
-            self.tails.clear()
-
-    async def _inward(
+    async def inward(
         self, functions: Sequence[Function], index: int, app: ASGIApp
     ) -> BaseException | None:
         """
         Take the first step of each flow, then call *app*; give back what went wrong.
         """
         waiting = self.waiting
-        task = self.task
-        scopes = _context.open_scopes(task)
-        for index in range(index, len(functions)):
-            conn = Connection._of(self)
+        scopes = _context.open_scopes(self.task)
+        for index in range(index, len(functions)):  # noqa: B020, PLR1704
+            conn = _new(Connection)  # what `Connection.of` does, without the call
+            conn.scope = self.scope
+            conn._exchange = self
+            if self.incoming is not None:
+                conn._incoming = self.incoming
             try:
                 flow = functions[index](conn)
-            except BaseException as exc:
-                return await self._no_step(None, conn, exc)
-            while flow is not None:
+                if flow is None:
+                    continue
                 if type(flow) is not AsyncGeneratorType and not hasattr(flow, "asend"):
                     return _not_a_generator(functions[index], flow)
-                try:
-                    value = await flow.asend(None)
-                except BaseException as exc:
-                    return await self._no_step(flow, conn, exc)
-                if _context.open_scopes(task) != scopes:
-                    return await self._misuse(flow, _errors.open_scope(flow))
-                if value is None:
+                value = await flow.asend(None)
+                while value is not None and hasattr(value, "asend"):
+                    # Delegation: the other function runs inside of this one.
                     waiting.append(flow)
-                    break
-                if not hasattr(value, "asend"):
-                    return await self._early_answer(flow, value)
-                # Delegation: the other function runs inside of this one, around the inner app.
-                waiting.append(flow)
-                flow = value
+                    flow = value
+                    value = await flow.asend(None)
+            except StopAsyncIteration:
+                return _errors.no_yield(flow)
+            except BaseException as exc:
+                return await self._raised(conn, exc)
+            if value is not None:
+                return await self._early_answer(flow, value, scopes)
+            waiting.append(flow)
             if self.limit is not None:
-                return await self._limited(functions, index + 1, app)
+                return await self._limited(functions, index + 1, app, scopes)
+        if _context.open_scopes(self.task) != scopes:
+            return await self._scope_held(scopes)
         self.entered = True
         if not waiting:  # every layer stepped aside
             await app(self.scope, self._server_receive, self.server_send)
             return None
         return await Outbound(self).run(app)
 
-    async def _no_step(
-        self, flow: AnyFlow | None, conn: Connection, exc: BaseException
-    ) -> BaseException | None:
+    async def _scope_held(self, scopes: Any) -> BaseException:
         """
-        A flow ended or failed in its first step.
+        A flow holds a scope open at its first yield: close it, and all that were begun inside.
+        """
+        while True:
+            flow = self.waiting.pop()
+            error = await self.misuse(flow, _errors.open_scope(flow))
+            if not self.waiting or _context.open_scopes(self.task) == scopes:
+                return error
+
+    async def _raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
+        """
+        A flow raised in its first step, or could not be made.
         """
         if isinstance(exc, GeneratorExit):
             raise exc
-        if isinstance(exc, StopAsyncIteration) and flow is not None:
-            return _errors.no_yield(flow)
-        response, exc_or_none = await self.answer(conn, exc)
+        response, failure = await self.answer(conn, exc)
         if response is None:
-            return exc_or_none
+            return failure
         self.entered = True
         tail = self.add_tail()
         tail.failure = await Outbound(self).run(response)
         return None
 
-    async def _early_answer(self, flow: AnyFlow, value: Any) -> BaseException | None:
+    async def _early_answer(self, flow: AnyFlow, value: Any, scopes: Any) -> BaseException | None:
         """
         The first yield carried a response: the inner app is not run.
         """
         mistake = not_a_new_response(flow, value)
         if mistake is not None:
-            return await self._misuse(flow, mistake)
+            return await self.misuse(flow, mistake)
+        if _context.open_scopes(self.task) != scopes:
+            self.waiting.append(flow)
+            return await self._scope_held(scopes)
         self.entered = True
         tail = self.add_tail(flow)
         tail.failure = await Outbound(self).run(value)
         return None
 
     async def _limited(
-        self, functions: Sequence[Function], index: int, app: ASGIApp
+        self, functions: Sequence[Function], index: int, app: ASGIApp, scopes: Any
     ) -> BaseException | None:
         """
         Go on inward under the time limit of the innermost waiting flow.
         """
         seconds = cast(float, self.limit)
         self.limit = None
-        if not self.waiting:
-            return await self._inward(functions, index, app)
+        if _context.open_scopes(self.task) != scopes:
+            return await self._scope_held(scopes)
         flow = self.waiting[-1]
         floor = len(self.waiting)
         if self.limits is None:
@@ -223,8 +202,8 @@ class Exchange:
         scope = self.limits[flow] = anyio.CancelScope(deadline=anyio.current_time() + seconds)
         try:
             with scope:
-                failure = await self._inward(functions, index, app)
-                failure = await self._settle(failure, floor, app)
+                failure = await self.inward(functions, index, app)
+                failure = await self.settle(failure, floor, app)
                 if failure is not None:
                     raise failure  # so that the scope sees its own cancellation
         except GeneratorExit:
@@ -243,7 +222,24 @@ class Exchange:
 
     # ------------------------------------------------------------------ the end
 
-    async def _settle(
+    async def end(self, failure: BaseException | None, app: ASGIApp) -> BaseException | None:
+        """
+        End everything that was begun; give back what the adapter raises.
+        """
+        try:
+            failure = await self.settle(failure, 0, app)
+            for each in self.to_close:
+                failure = await self._close(each) or failure
+            if failure is None and self.cancellation is not None:
+                # Answered by a flow; it goes on all the same if it is still owed.
+                if _context.is_cancelled(self.task, self._cancellations):
+                    return self.cancellation
+            return None if failure is self.disconnect else failure
+        finally:
+            # These exceptions hold this frame: do not hold them in turn.
+            failure = self.cancellation = self.disconnect = None
+
+    async def settle(
         self, failure: BaseException | None, floor: int, app: ASGIApp
     ) -> BaseException | None:
         """
@@ -254,7 +250,7 @@ class Exchange:
         try:
             while True:
                 while tails:
-                    failure = await self._end(tails.pop(0), failure)
+                    failure = await self.end_first(failure)
                 if len(waiting) <= floor:
                     return failure
                 if failure is None:
@@ -285,7 +281,7 @@ class Exchange:
             if exc is failure or _wrapped_stop(exc, failure):
                 failure.__traceback__ = traceback
                 return failure
-            response, exc_or_none = await self.answer(Connection._of(self), exc)
+            response, exc_or_none = await self.answer(Connection.of(self), exc)
             if response is None:
                 return exc_or_none
             flow_or_none = None
@@ -293,7 +289,8 @@ class Exchange:
             mistake = _errors.second_yield(flow) if value is None else None
             mistake = mistake or not_a_new_response(flow, value)
             if mistake is not None:
-                return await self._misuse(flow, mistake)
+                mistake.__cause__ = failure
+                return await self.misuse(flow, mistake)
             response, flow_or_none = value, flow
         if _context.is_cancellation(failure):
             self.cancellation = failure
@@ -301,10 +298,11 @@ class Exchange:
         tail.failure = await Outbound(self).run(response)
         return None
 
-    async def _end(self, tail: Tail, failure: BaseException | None) -> BaseException | None:
+    async def end_first(self, failure: BaseException | None) -> BaseException | None:
         """
-        Do what a layer has left to do; give back what goes on outward.
+        Do what the innermost layer has left to do; give back what goes on outward.
         """
+        tail = self.tails.pop(0)
         if failure is tail.answered:
             failure = None
         if tail.failure is not None:
@@ -343,7 +341,7 @@ class Exchange:
             return exc
         error = _errors.yield_after_response(flow)
         error.__cause__ = failure
-        return await self._misuse(flow, error)
+        return await self.misuse(flow, error)
 
     def _outcome(self, tail: Tail, failure: BaseException | None) -> Outcome:
         assert tail.response is not None
@@ -352,9 +350,12 @@ class Exchange:
             return "replaced"
         if progress is not None and progress.complete:
             return "completed"
-        if failure is not None:
-            return "cancelled" if _context.is_cancellation(failure) else "failed"
-        return "disconnected" if self.gone else "incomplete"
+        if _context.is_cancellation(failure):
+            return "cancelled"
+        gone = self.gone or tail.response._outbound.told_gone
+        if gone and (failure is None or isinstance(failure, (ClientDisconnect, OSError))):
+            return "disconnected"
+        return "incomplete" if failure is None else "failed"
 
     def _close_book(self, response: AppResponse, outcome: Outcome) -> None:
         response._outcome = outcome
@@ -384,7 +385,7 @@ class Exchange:
 
     async def answer(
         self, conn: Connection, exc: BaseException
-    ) -> tuple[Response | None, BaseException | None]:
+    ) -> tuple[Response | None, BaseException]:
         """
         Make a response of an HTTPException that a flow raised; else give back what was raised.
         """
@@ -397,7 +398,7 @@ class Exchange:
         except BaseException as raised:
             return None, raised
 
-    async def _misuse(self, flow: AnyFlow, error: BaseException) -> BaseException:
+    async def misuse(self, flow: AnyFlow, error: BaseException) -> BaseException:
         """
         Close a flow that broke the contract.
         """
@@ -409,25 +410,23 @@ class Exchange:
             error.__context__ = exc
         return error
 
-    async def _close_transforms(self, failure: BaseException | None) -> BaseException | None:
-        for each in self.to_close:
-            try:
-                await each.aclose()
-            except GeneratorExit:
-                raise
-            except BaseException as exc:
-                failure = failure or exc
-        self._to_close = None
-        return failure
+    async def _close(self, transform: Any) -> BaseException | None:
+        try:
+            await transform.aclose()
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            return exc
+        return None
 
-    async def _abandon(self) -> None:
+    def abandon(self) -> None:
         """
         The adapter itself is closed: close all flows, without waiting for anything.
         """
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)
         self.waiting.clear()
-        for each in [*flows, *(self._to_close or ())]:
+        for each in [*flows, *self.to_close]:
             closing = each.aclose()
             try:
                 closing.send(None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from starlette.background import BackgroundTask
@@ -54,6 +55,7 @@ class AppResponse(Response):
         self._message = message
         self.status_code = status
         self.raw_headers = headers
+        self._received = headers.copy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise _errors.called_response()
@@ -127,13 +129,14 @@ class AppResponse(Response):
             if max_size is not None and self._declared_length() > max_size:
                 raise _errors.BodyTooLarge(max_size)
             size = 0
-            chunks: list[bytes] = []
-            async for chunk in self.body_iterator:
-                size += len(chunk)
-                if max_size is not None and size > max_size:
-                    raise _errors.BodyTooLarge(max_size)
-                chunks.append(chunk)
-            self._bytes = b"".join(chunks)
+            read: list[bytes] = []
+            async with aclosing(ResponseChunks(self._replaceable())) as chunks:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if max_size is not None and size > max_size:
+                        raise _errors.BodyTooLarge(max_size)
+                    read.append(chunk)
+            self._bytes = b"".join(read)
         elif max_size is not None and len(self._bytes) > max_size:
             raise _errors.BodyTooLarge(max_size)
         return self._bytes
@@ -159,10 +162,10 @@ class AppResponse(Response):
     def body(self, data: bytes | str | memoryview) -> None:
         body = as_bytes(data, self.charset)
         self._replaceable()
-        self._body = FixedBody(body, self._new_progress())
+        self._body = FixedBody(body, Progress(trailers=False))
         self._bytes = body
         self.headers["content-length"] = str(len(body))
-        received = {key.lower(): value for key, value in self._message.get("headers", ())}
+        received = {key.lower(): value for key, value in self._received}
         self.raw_headers[:] = [
             (key, value)
             for key, value in self.raw_headers
@@ -189,10 +192,7 @@ class AppResponse(Response):
 
     @body_iterator.setter
     def body_iterator(self, iterator: Any) -> None:
-        chunks = as_iterator(iterator)
-        inner = self._replaceable()
-        self._body = body = TransformedBody(inner, chunks, self.charset, self._new_progress())
-        self._outbound.exchange.to_close.append(body)
+        self.take_body(self, iterator, self.charset)
         self._bytes = None
         del self.headers["content-length"]
 
@@ -202,9 +202,6 @@ class AppResponse(Response):
         if self._body is None:
             self._body = self._outbound.live_body()
         return self._body
-
-    def _new_progress(self) -> Progress:
-        return Progress(trailers=False)
 
     def _declared_length(self) -> int:
         length = self.headers.get("content-length", "")
@@ -254,7 +251,22 @@ class AppResponse(Response):
         status = self.status_code
         return self._outbound.is_head or status < 200 or status in (204, 205, 304)
 
-    def _hand_over(self) -> None:
+    def take_body(self, response: AppResponse, iterator: Any, charset: str) -> None:
+        """
+        Send what *iterator* makes of the body of *response*.
+        """
+        chunks = as_iterator(iterator)
+        inner = response._replaceable()
+        self._body = body = TransformedBody(inner, chunks, charset, Progress(trailers=False))
+        self._outbound.exchange.to_close.append(body)
+
+    def is_being_read(self) -> bool:
+        """
+        Whether somebody has begun to iterate over the body, and not come to its end.
+        """
+        return self._body is not None and self._body.in_use
+
+    def close(self) -> None:
         """
         Settle what is sent; nothing can be changed any more.
         """
@@ -266,7 +278,7 @@ class AppResponse(Response):
                 self._body = self._body.inner
                 self._body.transformed = False
 
-    def _outward(self) -> AppResponse:
+    def outward(self) -> AppResponse:
         """
         The same response, as the next layer outward receives it.
         """
@@ -276,9 +288,12 @@ class AppResponse(Response):
         response._body = self._body
         return response
 
-    def _start_message(self) -> Message:
+    def start_message(self) -> Message:
+        """
+        The start that is sent: the very message that came, where nothing was changed.
+        """
         message = self._message
-        headers: Any = message.get("headers")
+        headers: Any = message.get("headers", ())
         if (
             self.status_code == message["status"]
             and type(headers) in (list, tuple)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 import anyio
 import anyio.lowlevel
@@ -67,6 +67,10 @@ class Outbound(Driven):
     _body: LiveBody | None = None
     _progress: Progress | None = None
     _trailers = False
+    # Whether the start that was sent is another one than the source's.
+    _cut = False
+    # Whether a discarded source was made to believe that the client is gone.
+    told_gone = False
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -107,6 +111,7 @@ class Outbound(Driven):
         What the source gets as `receive`.
         """
         if self._state is _DISCARDED or self._state is _DRAINED:
+            self.told_gone = True
             return DISCONNECT
         message = await self.exchange.receive_inward()
         if message["type"] == "http.disconnect" and self._turn is not None:
@@ -122,13 +127,13 @@ class Outbound(Driven):
         state = self._state
         exchange = self.exchange
         if state is _COUNTED:
-            await exchange.server_send(message)
-            assert self._progress is not None
-            self._progress.count(message)
+            await self._to_server(message)
+            self._count(message)
         elif state is _WAITING:
             if message["type"] == "http.response.start":
                 self._state = _TRAVELLING
-                await self._step(self.start(self._travel(message)))
+                if not self.begin(self._travel(message)):
+                    await self._step(self.proceed())
             else:  # early hints, debug and whatever else may come before the start
                 await exchange.server_send(message)
         elif state is _TRAVELLING:
@@ -162,10 +167,24 @@ class Outbound(Driven):
             and message.get("more_body", False)
             and _spec_version(self.exchange.scope) >= (2, 4)
         ):
+            self.told_gone = True
             if self._signal is None:
                 self._signal = Discarded("another response was sent in place of this one")
             raise self._signal
         await anyio.lowlevel.checkpoint()
+        self._count(message)
+
+    def _count(self, message: Message) -> None:
+        if self._progress is not None:
+            self._progress.count(message)
+
+    async def _to_server(self, message: Message) -> None:
+        try:
+            await self.exchange.server_send(message)
+        except OSError:
+            # ASGI 2.4, "Disconnected Client": that is how a server tells it.
+            self.exchange.gone = True
+            raise
 
     # ------------------------------------------------------------------ the travel
 
@@ -184,68 +203,85 @@ class Outbound(Driven):
                 waiting.append(flow)
                 self._state = _DISCARDED
                 return
-            if (taken := await self._give(flow, response)) is not response:
-                if taken is None:
+            try:
+                value = await flow.asend(response)
+            except StopAsyncIteration:
+                # The flow has ended, and nobody but the next one has a use for its response.
+                if response.background is not None or response._body is not None:
+                    response = self._leave(response)
+            except BaseException as exc:
+                given = await self._raised(flow, exc)
+                await self._replace(exchange.add_tail(), response, given)
+                return
+            else:
+                mistake = self._mistake(flow, response, value)
+                if mistake is not None:
+                    raise self._fail(await exchange.misuse(flow, mistake))
+                tail = exchange.add_tail(flow)
+                if value is response:
+                    response = self._wait(tail, response)
+                elif self._streams_on(value, response):
+                    response = self._streamed(tail, response, value)
+                else:
+                    await self._replace(tail, response, value)
                     return
-                response = taken
-            elif waiting:
-                response = response._outward()
-        await self._send_out(response)
+        try:
+            await self._to_server(response.start_message())
+            if exchange.tails:
+                self._note_start()
+            if response._body is not None:
+                await self._pump(response._body)
+            else:
+                self._let_pass()
+        except BaseException:
+            # The server's, or the source's own. What the source sends now is the server's to
+            # refuse.
+            if self._state is _TRAVELLING:
+                self._let_pass()
+            raise
 
-    async def _give(self, flow: AnyFlow, response: AppResponse) -> AppResponse | None:
+    async def _raised(self, flow: AnyFlow, exc: BaseException) -> Response:
         """
-        Step *flow* with its response; give back what goes on outward, None if nothing does.
+        A flow raised: give the answer that an HTTPException becomes, or fail.
         """
         exchange = self.exchange
-        value: Any
-        try:
-            value = await flow.asend(response)
-        except StopAsyncIteration:
-            response._hand_over()
-            if response.background is not None or response._body is not None:
-                tail = exchange.add_tail()
-                tail.background = response.background
-                tail.body = response._body
-            return response
-        except BaseException as exc:
-            conn = Connection._of(exchange)
-            value, failure = await exchange.answer(conn, exc)
-            if value is None:
-                assert failure is not None
-                foreign = self.stepper is not exchange.task
-                failure = _context.explain(flow, failure, foreign=foreign)
-                self._fail(failure)
-                raise failure
-            tail = exchange.add_tail()
-        else:
-            tail = exchange.add_tail(flow)
-            mistake: BaseException | None = None
-            if _context.open_scopes(self.stepper) != self.scopes:
-                mistake = _errors.open_scope(flow)
-            elif value is not response:
-                mistake = _errors.second_yield(flow) if value is None else None
-                mistake = mistake or not_a_new_response(flow, value)
-            if mistake is not None:
-                tail.flow = None
-                error = await exchange._misuse(flow, mistake)
-                self._fail(error, tail)
-                raise error
-            if value is response:
-                tail.response = response
-                response._hand_over()
-                tail.background = response.background
-                tail.body = response._body
-                response._progress = self._progress_of(response)
-                return response
-        # Another response takes its place.
+        response, failure = await exchange.answer(Connection.of(exchange), exc)
+        if response is None:
+            foreign = self.stepper is not exchange.task
+            raise self._fail(_context.explain(flow, failure, foreign=foreign))
+        return response
+
+    def _mistake(
+        self, flow: AnyFlow, response: AppResponse, value: Any
+    ) -> _errors.MiddlewareError | None:
+        if _context.open_scopes(self.stepper) != self.scopes:
+            return _errors.open_scope(flow)
+        if value is response:
+            return None
+        if value is None:
+            return _errors.second_yield(flow)
+        return not_a_new_response(flow, value)
+
+    def _leave(self, response: AppResponse) -> AppResponse:
+        """
+        A flow has ended and left something to do behind; give the response that goes on.
+        """
+        tail = self.exchange.add_tail()
+        tail.background = response.background
+        response.close()
+        tail.body = response._body
+        return response.outward()
+
+    def _wait(self, tail: Tail, response: AppResponse) -> AppResponse:
+        """
+        A flow waits for the end of its response; give the response that goes on.
+        """
         tail.response = response
-        tail.replaced = True
-        tail.answered = self.thrown
-        response._open = False
-        if self._streams_on(response, value):
-            return self._streamed(tail, response, value)
-        await self._replace(tail, value)
-        return None
+        tail.background = response.background
+        response.close()
+        tail.body = response._body
+        response._progress = self._progress_of(response)
+        return response.outward()
 
     def _in_time(self, flow: AnyFlow) -> bool:
         limits = cast(dict[AnyFlow, anyio.CancelScope], self.exchange.limits)
@@ -258,7 +294,7 @@ class Outbound(Driven):
         del limits[flow]
         return True
 
-    def _fail(self, failure: BaseException, tail: Tail | None = None) -> None:
+    def _fail(self, failure: BaseException) -> BaseException:
         # Raised out of the source's `send`, and kept: whatever the source makes of it, it is
         # what the outer flows get, when the source has ended. But a cancellation belongs to the
         # source: it may be a limit of its own, and a stale one must never be raised.
@@ -266,46 +302,47 @@ class Outbound(Driven):
             self._failure = RuntimeError("the response was cancelled while it was being sent")
         else:
             self._failure = failure
-            (tail or self.exchange.add_tail()).failure = failure
+            self.exchange.add_tail().failure = failure
         self._state = _REFUSED
+        return failure
 
-    def _streams_on(self, response: AppResponse, value: Response) -> bool:
+    def _streams_on(self, value: Any, response: AppResponse) -> TypeGuard[StreamingResponse]:
         # StreamingResponse(transform(response.body_iterator)): the source has to go on while it
         # streams, so it is driven here instead of being called as an app of its own.
         return (
             isinstance(value, StreamingResponse)
             and type(value).__call__ is StreamingResponse.__call__
             and type(value).stream_response is StreamingResponse.stream_response
-            and response._body is not None
-            and response._body.in_use
+            and response.is_being_read()
         )
 
-    def _streamed(self, tail: Tail, response: AppResponse, value: Response) -> AppResponse:
-        assert isinstance(value, StreamingResponse)
-        assert response._body is not None
-        message = {
+    def _streamed(self, tail: Tail, response: AppResponse, value: StreamingResponse) -> AppResponse:
+        start = {
             "type": "http.response.start",
             "status": value.status_code,
             "headers": list(value.raw_headers),
         }
-        progress = Progress(trailers=False)
-        chunks = aiter(value.body_iterator)
-        body = TransformedBody(response._body, chunks, value.charset, progress)
-        self.exchange.to_close.append(body)
+        given = AppResponse(self, start, value.status_code, list(value.raw_headers))
+        given.take_body(response, value.body_iterator, value.charset)
+        given.close()
         self._trailers = False
+        self._cut = True
+        tail.response = response
+        tail.replaced = True
         tail.background = value.background
-        tail.body = body
-        response._progress = progress
-        given = AppResponse(self, message, value.status_code, list(value.raw_headers))
-        given._body = body
-        given._hand_over()
-        given._open = True
-        return given
+        tail.body = given._body
+        response.close()
+        response._progress = self._progress_of(given)
+        return given.outward()
 
-    async def _replace(self, tail: Tail, value: Response) -> None:
+    async def _replace(self, tail: Tail, response: AppResponse, value: Response) -> None:
         """
         Send *value* through the flows further out; the source is discarded.
         """
+        tail.response = response
+        tail.replaced = True
+        tail.answered = self.thrown
+        response.close()
         if value.background is not None:
             # It is to run when the source has ended, not in here. The response itself may be
             # shared between requests.
@@ -321,44 +358,30 @@ class Outbound(Driven):
 
     # ------------------------------------------------------------------ out to the server
 
-    async def _send_out(self, response: AppResponse) -> None:
-        exchange = self.exchange
-        body = response._body
-        start = response._start_message()
-        try:
-            await exchange.server_send(start)
-            now = time.perf_counter() if exchange.tails else 0.0
-            for tail in exchange.tails:
-                if tail.response is not None and tail.response._progress is not None:
-                    tail.response._progress.started_at = now
-            if body is None:
-                self._let_pass()
-            else:
-                await self._pump(body)
-        except BaseException:
-            # The server's, or the source's own. What the source sends now is the server's to
-            # refuse.
-            if self._state is _TRAVELLING:
-                self._let_pass()
-            raise
-
     async def _pump(self, body: Body) -> None:
         """
         Send a body that somebody has read, changed or given.
         """
         live = self.live_body()
-        send = self.exchange.server_send
         while not (body.ended and not body.ahead):
             if body is live and not body.ahead and self.thrown is None:
                 self._let_pass()
                 return
-            await send(await body.take())
+            message = await body.take()
+            await self._to_server(message)
+            body.sent(message)
         if body.source is not live:
             self._state = _DISCARDED
-        elif live.ended:
+        elif live.ended and not self._cut:
             self._let_pass()
         else:
             self._state = _DRAINED if self._trailers else _DISCARDED
+
+    def _note_start(self) -> None:
+        now = time.perf_counter()
+        for tail in self.exchange.tails:
+            if tail.response is not None and tail.response._progress is not None:
+                tail.response._progress.started_at = now
 
     def _let_pass(self) -> None:
         if self._progress is None:
@@ -384,8 +407,6 @@ class Outbound(Driven):
             self._progress = Progress(trailers=self._trailers)
             if self._body is not None:
                 self._body.progress = self._progress
-                for message in self._body.ahead:
-                    self._progress.count(message)
         return self._progress
 
     # ------------------------------------------------------------------ the end of the source
@@ -406,7 +427,12 @@ class Outbound(Driven):
     async def _end_travel(
         self, source: ASGIApp, failure: BaseException | None
     ) -> BaseException | None:
-        # Somebody still waits for the body. Whoever waits again is told the same again.
+        # Somebody still waits for the body. First the flows further in than that come to their
+        # end, as they may have a word on it.
+        tails = self.exchange.tails
+        while tails and not isinstance(tails[0].body, TransformedBody):
+            failure = await self.exchange.end_first(failure)
+        # Whoever waits again is told the same again.
         thrown = self.thrown = failure or await self.exchange.truncated(source)
         try:
             while self.paused:
