@@ -98,12 +98,12 @@ class HTTPMiddleware:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(self._inner, scope, receive, send)
         failure: BaseException | None = None
         try:
-            failure = await exchange.inward(self._functions, 0, self._inner)
-            if failure is not None or exchange.tails or exchange.waiting or exchange.to_close:
-                failure = await exchange.end(failure, self._inner)
+            failure = await exchange.inward(self._functions)
+            if failure is not None or exchange.is_unsettled():
+                failure = await exchange.end(failure)
         except BaseException:
             # Closed from outside, or an error of our own: every flow is ended all the same.
             exchange.abandon()

@@ -295,8 +295,7 @@ class Body:
     The messages that follow a start, as one layer hands them to the next.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
+    def __init__(self) -> None:
         self.ahead: deque[Message] = deque()
         # What is neither body nor end of it, met by a transform: handed on in its place.
         self.aside: list[Message] = []
@@ -311,19 +310,18 @@ class Body:
         """
         return self
 
+    def is_made(self) -> bool:
+        """
+        Whether its messages are made by a middleware, and not the source's own.
+        """
+        return False
+
     @property
     def thrown(self) -> BaseException | None:
         """
         What is raised for want of further messages: no failure of whom it is raised in.
         """
         return None
-
-    def sent(self, message: Message) -> None:
-        """
-        Note that *message* has gone further out.
-        """
-        if self.progress is not None:
-            self.progress.count(message)
 
     async def pull(self) -> Message:
         """
@@ -339,14 +337,20 @@ class Body:
             self.ahead.append(await self.pull())
         return self.ahead[position]
 
+    def drop(self) -> list[Message]:
+        """
+        Take what was read ahead further in, as something else is sent in its place.
+        """
+        return []
+
 
 class LiveBody(Body):
     """
     The body that the source is still producing.
     """
 
-    def __init__(self, driver: Any, progress: Progress | None) -> None:
-        super().__init__(progress)
+    def __init__(self, driver: Any) -> None:
+        super().__init__()
         self._driver = driver
 
     @property
@@ -367,9 +371,13 @@ class FixedBody(Body):
     A body that a middleware gave whole.
     """
 
-    def __init__(self, data: bytes, progress: Progress) -> None:
-        super().__init__(progress)
+    def __init__(self, data: bytes, inner: Body) -> None:
+        super().__init__()
         self.data = data
+        self.inner = inner
+
+    def is_made(self) -> bool:
+        return True
 
     async def pull(self) -> Message:
         self.ended = True
@@ -381,14 +389,17 @@ class TransformedBody(Body):
     A body on its way through a middleware's async generator.
     """
 
-    def __init__(self, inner: Body, iterator: Any, charset: str, progress: Progress) -> None:
-        super().__init__(progress)
+    def __init__(self, inner: Body, iterator: Any, charset: str) -> None:
+        super().__init__()
         self.inner = inner
         self.failure: BaseException | None = None
         self._iterator = iterator
         self._charset = charset
         self._made: deque[Message] = deque()
         inner.transformed = True
+
+    def is_made(self) -> bool:
+        return True
 
     @property
     def source(self) -> Body:
@@ -421,6 +432,42 @@ class TransformedBody(Body):
 
     async def aclose(self) -> None:
         await close(self._iterator)
+
+
+class CountedBody(Body):
+    """
+    A body on its way out of a layer that wants to know how much of it left.
+    """
+
+    def __init__(self, inner: Body, progress: Progress) -> None:
+        super().__init__()
+        self.inner = inner
+        self._progress = progress
+
+    def is_made(self) -> bool:
+        return self.inner.is_made()
+
+    @property
+    def source(self) -> Body:
+        return self.inner.source
+
+    @property
+    def thrown(self) -> BaseException | None:
+        return self.inner.thrown
+
+    async def pull(self) -> Message:
+        message = await self.inner.take()
+        self.ended = ends_body(message)
+        self._progress.count(message)
+        return message
+
+    def drop(self) -> list[Message]:
+        # Taken quietly, so it has left this layer.
+        messages = [*self.inner.ahead, *self.inner.drop()]
+        self.inner.ahead.clear()
+        for message in messages:
+            self._progress.count(message)
+        return messages
 
 
 class ResponseChunks(AsyncIterator[bytes]):
@@ -462,7 +509,6 @@ class ResponseChunks(AsyncIterator[bytes]):
                     body.ahead.popleft()
                     self._read -= 1
                 message = await body.take()
-                body.sent(message)
             else:
                 message = await body.peek(self._read)
                 self._read += 1

@@ -195,7 +195,7 @@ class Connection(Request):
         exchange = self._before_the_yield("conn.body_iterator = ...")
         source = self._outgoing or self._open()
         transform = TransformedRequest(exchange.task, source, as_iterator(iterator))
-        exchange.to_close.append(transform)
+        exchange.add_transform(transform)
         self._send_inward(exchange, Incoming(transform.pull))
         self._drop_headers(b"content-length")
 

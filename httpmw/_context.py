@@ -92,18 +92,17 @@ class runner_in:  # noqa: N801 - used like a function
 # Open scopes. anyio keeps the innermost scope of a task in `_task_states`; trio in
 # `Task._cancel_status`, and the nurseries of a task are public.
 
-_scopes_of: Callable[[Any], Any] | None = None
+_NO_STATES: dict[Any, Any] = {}
+_states = _NO_STATES
 
 
-def _asyncio_scopes_of() -> Callable[[Any], Any]:
+def _find_states() -> dict[Any, Any]:
     # anyio imports its backend when it is first used; before that no scope can be open.
-    global _scopes_of  # noqa: PLW0603 - looked up once
+    global _states  # noqa: PLW0603 - looked up once
     module = sys.modules.get("anyio._backends._asyncio")
-    if module is None:
-        return lambda task: None  # noqa: ARG005
-    states = module._task_states.data  # of a WeakKeyDictionary: without a call in between
-    _scopes_of = lambda task: states.get(ref(task))  # noqa: E731
-    return _scopes_of
+    if module is not None:
+        _states = module._task_states.data  # of a WeakKeyDictionary, without a call in between
+    return _states
 
 
 def open_scopes(task: Any) -> Any:
@@ -111,10 +110,12 @@ def open_scopes(task: Any) -> Any:
     A fingerprint of the scopes that *task*, the running one, holds open; compare with `!=`.
     """
     try:
-        if isinstance(task, asyncio.Task):
-            state = (_scopes_of or _asyncio_scopes_of())(task)
-            return state and state.cancel_scope
-        return task and (task._cancel_status, len(task.child_nurseries))
+        state = (_states or _find_states()).get(ref(task))
+        if state is not None:
+            return state.cancel_scope
+        if isinstance(task, asyncio.Task) or task is None:
+            return None
+        return (task._cancel_status, len(task.child_nurseries))
     except Exception:  # noqa: BLE001 - rule 2
         return _Deadline()
 

@@ -36,7 +36,6 @@ class Driven:
     # What that task held open when it began to.
     scopes: Any = None
     _coroutine: Any = None
-    _awaited: Any = None
     _paused = False
 
     def __init__(self, task: Any) -> None:
@@ -49,34 +48,6 @@ class Driven:
         Whether the coroutine waits for a message.
         """
         return self._paused
-
-    def begin(self, coroutine: Any) -> bool:
-        """
-        Take the first step of *coroutine* at once; return whether it has ended with it.
-
-        Most do, in their own task; there is nothing to drive then. The others `proceed`.
-        """
-        self._coroutine = coroutine
-        self._awaited = None
-        self.stepper = task = _context.current_task()
-        if task is not self._task:
-            return False
-        self.scopes = _context.open_scopes(task)
-        try:
-            self._awaited = coroutine.send(None)
-        except StopIteration:
-            return True
-        finally:
-            self.stepper = None
-        return False
-
-    def proceed(self) -> Awaitable[Any]:
-        """
-        Go on with what was begun, until it ends or waits for a message.
-        """
-        if self._awaited is None:
-            return self._drive(self._coroutine.send, None)
-        return self._drive(None, self._awaited)
 
     def start(self, coroutine: Any) -> Awaitable[Any]:
         """
@@ -104,12 +75,9 @@ class Driven:
         self.stepper = task
         self._paused = False
         try:
-            if call is None:
-                awaited = argument  # the first step was taken by `begin`
-            else:
-                self.scopes = _context.open_scopes(task)
-                awaited = call(argument) if run is None else run(call, argument)
+            self.scopes = _context.open_scopes(task)
             while True:
+                awaited = call(argument) if run is None else run(call, argument)
                 if awaited is not self:
                     try:
                         call, argument = coroutine.send, (yield awaited)
@@ -120,7 +88,6 @@ class Driven:
                 else:
                     self._paused = True
                     return PAUSED
-                awaited = call(argument) if run is None else run(call, argument)
         except StopIteration as stop:
             return stop.value
         finally:
@@ -139,6 +106,50 @@ class Driven:
         if self.stepper is None or self.stepper is not _context.current_task():
             raise _errors.own_task()
         return (yield self)
+
+
+class Begun:
+    """
+    A step of a flow, of which the first part was taken by hand; await it for the rest.
+    """
+
+    def __init__(
+        self,
+        flow: Any,
+        step: Any = None,
+        awaited: Any = None,
+        value: Any = None,
+        exc: BaseException | None = None,
+    ) -> None:
+        self.flow = flow
+        self._step = step
+        self._awaited = awaited
+        self._value = value
+        self._exc = exc
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        exc, self._exc = self._exc, None
+        if exc is not None:
+            try:
+                raise exc
+            finally:
+                exc = None
+        if self._step is None:
+            return self._value
+        step, awaited = self._step, self._awaited
+        while True:
+            try:
+                argument = yield awaited
+            except BaseException as thrown:  # noqa: BLE001 - it belongs to the step
+                call, argument = step.throw, thrown
+            else:
+                call = step.send
+            try:
+                awaited = call(argument)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                call = argument = None
 
 
 class Turn:

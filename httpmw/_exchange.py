@@ -25,6 +25,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from types import AsyncGeneratorType
@@ -46,6 +47,8 @@ from ._travel import Outbound, not_a_new_response
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
 _new: Final = object.__new__
+_set_hooks: Final = sys.set_asyncgen_hooks
+_LOOK_AHEAD: Final = 16  # messages
 Function: TypeAlias = Callable[[Connection], Any]
 
 
@@ -64,6 +67,8 @@ class Tail:
     answered: BaseException | None = None
     # What went wrong in this layer itself; it counts more than what came from further in.
     failure: BaseException | None = None
+    # Whether the response was lost on its way through, by a cancellation of the source's own.
+    without_response = False
     # Its transform may have failed, too.
     body: Body | None = None
 
@@ -87,29 +92,36 @@ class Exchange:
     # ClientDisconnect and CancelledError that are ours to drop, or to raise again.
     disconnect: ClientDisconnect | None = None
     cancellation: BaseException | None = None
+    _owed = 0
     _receiving: Turn | None = None
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # The transforms of users, closed at the very end.
+    transforms: Sequence[Any] = ()
+
+    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self.app = app
         self.scope = scope
         self._server_receive = receive
         self.server_send = send
-        self.task = task = _context.current_task()
-        self._cancellations = _context.cancellations(task)
+        self.task = _context.current_task()
         self.waiting: list[AnyFlow] = []
         self.tails: list[Tail] = []
-        # The transforms of users, closed at the very end.
-        self.to_close: list[Any] = []
 
     # ------------------------------------------------------------------ the way inward
 
     async def inward(
-        self, functions: Sequence[Function], index: int, app: ASGIApp
+        self, functions: Sequence[Function], index: int = 0
     ) -> BaseException | None:
         """
-        Take the first step of each flow, then call *app*; give back what went wrong.
+        Take the first step of each flow, then call the app; give back what went wrong.
         """
         waiting = self.waiting
         scopes = _context.open_scopes(self.task)
+        # asyncio registers every async generator, to close it with the loop; the adapter closes
+        # them itself, and the registering costs half as much as all else in a flow's life. The
+        # hook is looked at when `asend` is called, not when it is awaited, so that no code of
+        # the user's runs without it.
+        hook = sys.get_asyncgen_hooks().firstiter
         for index in range(index, len(functions)):  # noqa: B020, PLR1704
             conn = _new(Connection)  # what `Connection.of` does, without the call
             conn.scope = self.scope
@@ -120,9 +132,15 @@ class Exchange:
                 flow = functions[index](conn)
                 if flow is None:
                     continue
-                if type(flow) is not AsyncGeneratorType and not hasattr(flow, "asend"):
+                if type(flow) is AsyncGeneratorType:
+                    _set_hooks(None)
+                    step = flow.asend(None)
+                    _set_hooks(hook)
+                elif hasattr(flow, "asend"):
+                    step = flow.asend(None)
+                else:
                     return _not_a_generator(functions[index], flow)
-                value = await flow.asend(None)
+                value = await step
                 while value is not None and hasattr(value, "asend"):
                     # Delegation: the other function runs inside of this one.
                     waiting.append(flow)
@@ -136,14 +154,26 @@ class Exchange:
                 return await self._early_answer(flow, value, scopes)
             waiting.append(flow)
             if self.limit is not None:
-                return await self._limited(functions, index + 1, app, scopes)
+                return await self._limited(functions, index + 1, scopes)
         if _context.open_scopes(self.task) != scopes:
             return await self._scope_held(scopes)
         self.entered = True
         if not waiting:  # every layer stepped aside
-            await app(self.scope, self._server_receive, self.server_send)
+            await self.app(self.scope, self._server_receive, self.server_send)
             return None
-        return await Outbound(self).run(app)
+        # As `Outbound.run`, without another frame in every request.
+        outbound = Outbound(self)
+        failure: BaseException | None = None
+        try:
+            await self.app(self.scope, outbound.receive, outbound.send)
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            failure = exc
+        try:
+            return failure if outbound.passing else await outbound.finish(self.app, failure)
+        finally:
+            failure = None
 
     async def _scope_held(self, scopes: Any) -> BaseException:
         """
@@ -185,7 +215,7 @@ class Exchange:
         return None
 
     async def _limited(
-        self, functions: Sequence[Function], index: int, app: ASGIApp, scopes: Any
+        self, functions: Sequence[Function], index: int, scopes: Any
     ) -> BaseException | None:
         """
         Go on inward under the time limit of the innermost waiting flow.
@@ -202,8 +232,8 @@ class Exchange:
         scope = self.limits[flow] = anyio.CancelScope(deadline=anyio.current_time() + seconds)
         try:
             with scope:
-                failure = await self.inward(functions, index, app)
-                failure = await self.settle(failure, floor, app)
+                failure = await self.inward(functions, index)
+                failure = await self.settle(failure, floor)
                 if failure is not None:
                     raise failure  # so that the scope sees its own cancellation
         except GeneratorExit:
@@ -222,17 +252,23 @@ class Exchange:
 
     # ------------------------------------------------------------------ the end
 
-    async def end(self, failure: BaseException | None, app: ASGIApp) -> BaseException | None:
+    def is_unsettled(self) -> bool:
+        """
+        Whether there is anything to `end`.
+        """
+        return bool(self.tails or self.waiting or self.transforms)
+
+    async def end(self, failure: BaseException | None) -> BaseException | None:
         """
         End everything that was begun; give back what the adapter raises.
         """
         try:
-            failure = await self.settle(failure, 0, app)
-            for each in self.to_close:
+            failure = await self.settle(failure, 0)
+            for each in self.transforms:
                 failure = await self._close(each) or failure
             if failure is None and self.cancellation is not None:
                 # Answered by a flow; it goes on all the same if it is still owed.
-                if _context.is_cancelled(self.task, self._cancellations):
+                if _context.is_cancelled(self.task, self._owed):
                     return self.cancellation
             return None if failure is self.disconnect else failure
         finally:
@@ -240,7 +276,7 @@ class Exchange:
             failure = self.cancellation = self.disconnect = None
 
     async def settle(
-        self, failure: BaseException | None, floor: int, app: ASGIApp
+        self, failure: BaseException | None, floor: int
     ) -> BaseException | None:
         """
         End every flow that is further in than *floor*, inside out; give back what went wrong.
@@ -254,7 +290,7 @@ class Exchange:
                 if len(waiting) <= floor:
                     return failure
                 if failure is None:
-                    failure = await self._no_response(app)
+                    failure = await self._no_response()
                 failure = await self._throw(waiting.pop(), failure)
         finally:
             failure = None
@@ -264,14 +300,14 @@ class Exchange:
         Raise *failure* at the yield of a flow that waits for a response; it may answer.
         """
         traceback = failure.__traceback__
+        owed = _context.cancellations(self.task)
         try:
             value = await flow.athrow(failure)
         except GeneratorExit:
             raise
         except StopAsyncIteration:
             if failure is self.disconnect or (
-                _context.is_cancellation(failure)
-                and _context.is_cancelled(self.task, self._cancellations)
+                _context.is_cancellation(failure) and _context.is_cancelled(self.task, owed)
             ):
                 return failure
             error = _errors.swallowed(flow, failure)
@@ -293,7 +329,7 @@ class Exchange:
                 return await self.misuse(flow, mistake)
             response, flow_or_none = value, flow
         if _context.is_cancellation(failure):
-            self.cancellation = failure
+            self.cancellation, self._owed = failure, owed
         tail = self.add_tail(flow_or_none)
         tail.failure = await Outbound(self).run(response)
         return None
@@ -309,6 +345,8 @@ class Exchange:
             failure = tail.failure
         if isinstance(tail.body, TransformedBody) and tail.body.failure is not None:
             failure = failure or tail.body.failure
+        if tail.without_response and failure is None:
+            failure = await self._no_response()
         try:
             if failure is None and tail.background is not None:
                 await tail.background()
@@ -321,8 +359,9 @@ class Exchange:
             return failure
         tail.flow = None
         if tail.response is not None:
-            self._close_book(tail.response, self._outcome(tail, failure))
+            await self._close_book(tail, tail.response, failure)
         traceback = None if failure is None else failure.__traceback__
+        owed = _context.cancellations(self.task)
         try:
             if failure is None:
                 await flow.asend(None)
@@ -332,7 +371,7 @@ class Exchange:
             raise
         except StopAsyncIteration:
             if _context.is_cancellation(failure):
-                self.cancellation = failure
+                self.cancellation, self._owed = failure, owed
             return None
         except BaseException as exc:
             if failure is not None and (exc is failure or _wrapped_stop(exc, failure)):
@@ -343,45 +382,44 @@ class Exchange:
         error.__cause__ = failure
         return await self.misuse(flow, error)
 
-    def _outcome(self, tail: Tail, failure: BaseException | None) -> Outcome:
-        assert tail.response is not None
-        progress = tail.response._progress
+    async def _close_book(
+        self, tail: Tail, response: AppResponse, failure: BaseException | None
+    ) -> None:
+        progress = response._progress
+        if progress is None:
+            progress = response._progress = Progress(trailers=False)
+        progress.ended_at = progress.ended_at or time.perf_counter()
+        outcome: Outcome
         if tail.replaced:
-            return "replaced"
-        if progress is not None and progress.complete:
-            return "completed"
-        if _context.is_cancellation(failure):
-            return "cancelled"
-        gone = self.gone or tail.response._outbound.told_gone
-        if gone and (failure is None or isinstance(failure, (ClientDisconnect, OSError))):
-            return "disconnected"
-        return "incomplete" if failure is None else "failed"
-
-    def _close_book(self, response: AppResponse, outcome: Outcome) -> None:
+            outcome = "replaced"
+        elif progress.complete:
+            outcome = "completed"
+        elif _context.is_cancellation(failure):
+            outcome = "cancelled"
+        elif failure is not None and not isinstance(failure, (ClientDisconnect, OSError)):
+            outcome = "failed"
+        elif response._outbound.told_gone or await self._is_gone():
+            outcome = "disconnected"
+        else:
+            outcome = "incomplete" if failure is None else "failed"
         response._outcome = outcome
-        if response._progress is None:
-            response._progress = Progress(trailers=False)
-        if response._progress.ended_at is None:
-            response._progress.ended_at = time.perf_counter()
 
-    async def _no_response(self, app: ASGIApp) -> BaseException:
+    async def _no_response(self) -> BaseException:
         """
         The source returned without a start.
         """
-        if not self.gone:
-            await self._poll()
-        if self.gone:
+        if await self._is_gone():
             if self.disconnect is None:
                 self.disconnect = ClientDisconnect()
             return self.disconnect
-        return _errors.no_response(app)
+        return _errors.no_response(self.app)
 
-    async def truncated(self, app: ASGIApp) -> BaseException:
+    async def truncated(self, source: ASGIApp) -> BaseException:
         """
         The source returned in mid-body, and somebody is still reading.
         """
-        error = await self._no_response(app)
-        return error if error is self.disconnect else _errors.truncated(app)
+        error = await self._no_response()
+        return error if error is self.disconnect else _errors.truncated(source)
 
     async def answer(
         self, conn: Connection, exc: BaseException
@@ -426,7 +464,7 @@ class Exchange:
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)
         self.waiting.clear()
-        for each in [*flows, *self.to_close]:
+        for each in [*flows, *self.transforms]:
             closing = each.aclose()
             try:
                 closing.send(None)
@@ -434,6 +472,9 @@ class Exchange:
                 pass
             except GeneratorExit:
                 pass
+
+    def add_transform(self, transform: Any) -> None:
+        self.transforms = (*self.transforms, transform)
 
     def add_tail(self, flow: AnyFlow | None = None) -> Tail:
         tail = Tail()
@@ -489,14 +530,24 @@ class Exchange:
             self.body_taken = True
         return message
 
-    async def _poll(self) -> None:
-        # Ask once, without waiting. What is not a disconnect stays for whoever reads it.
-        try:
-            with anyio.CancelScope() as scope:
-                scope.cancel()
-                await self.outermost_incoming().peek_latest()
-        except Exception:  # noqa: BLE001 - the server's trouble is not this request's answer
-            return
+    async def _is_gone(self) -> bool:
+        # Look without waiting. What is not a disconnect stays for whoever reads it; a client
+        # that is still sending is not gone, so there is no use in looking far.
+        incoming = self.outermost_incoming()
+        for _ in range(_LOOK_AHEAD):
+            if self.gone:
+                break
+            looked = False
+            try:
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await incoming.peek_latest()
+                    looked = True
+            except Exception:  # noqa: BLE001 - the server's trouble is not this request's answer
+                break
+            if not looked:
+                break
+        return self.gone
 
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:

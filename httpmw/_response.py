@@ -10,7 +10,15 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from . import _errors
-from ._body import Body, FixedBody, Progress, ResponseChunks, TransformedBody, as_bytes, as_iterator
+from ._body import (
+    Body,
+    FixedBody,
+    Progress,
+    ResponseChunks,
+    TransformedBody,
+    as_bytes,
+    as_iterator,
+)
 
 if TYPE_CHECKING:
     from ._travel import Outbound
@@ -21,6 +29,12 @@ Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelle
 
 # What describes the very bytes of a body (RFC 9110 section 8.8.3, RFC 9530, RFC 1864).
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
+
+
+class _View(MutableHeaders):
+    # `MutableHeaders(raw=...)` without its checks: it is made in almost every request.
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        self._list = raw
 
 
 class AppResponse(Response):
@@ -38,7 +52,9 @@ class AppResponse(Response):
 
     background: BackgroundTask | None = None
 
-    _view: MutableHeaders | None = None
+    _view: _View | None = None
+    # The headers as this layer received them; None: those of the message.
+    _received: list[tuple[bytes, bytes]] | None = None
     # None as long as nobody has asked for the body: it is still to come from the source.
     _body: Body | None = None
     _bytes: bytes | None = None
@@ -55,7 +71,6 @@ class AppResponse(Response):
         self._message = message
         self.status_code = status
         self.raw_headers = headers
-        self._received = headers.copy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise _errors.called_response()
@@ -67,9 +82,10 @@ class AppResponse(Response):
         """
         The headers, to read and to edit in place.
         """
-        if self._view is None:
-            self._view = MutableHeaders(raw=self.raw_headers)
-        return self._view
+        view = self._view
+        if view is None or view._list is not self.raw_headers:
+            view = self._view = _View(self.raw_headers)
+        return view
 
     @property
     def media_type(self) -> str | None:
@@ -161,11 +177,12 @@ class AppResponse(Response):
     @body.setter
     def body(self, data: bytes | str | memoryview) -> None:
         body = as_bytes(data, self.charset)
-        self._replaceable()
-        self._body = FixedBody(body, Progress(trailers=False))
+        inner = self._replaceable()
+        self._body = FixedBody(body, inner)
         self._bytes = body
         self.headers["content-length"] = str(len(body))
-        received = {key.lower(): value for key, value in self._received}
+        headers = self._received or self._message.get("headers", ())
+        received = {key.lower(): value for key, value in headers}
         self.raw_headers[:] = [
             (key, value)
             for key, value in self.raw_headers
@@ -257,8 +274,8 @@ class AppResponse(Response):
         """
         chunks = as_iterator(iterator)
         inner = response._replaceable()
-        self._body = body = TransformedBody(inner, chunks, charset, Progress(trailers=False))
-        self._outbound.exchange.to_close.append(body)
+        self._body = body = TransformedBody(inner, chunks, charset)
+        self._outbound.exchange.add_transform(body)
 
     def is_being_read(self) -> bool:
         """
@@ -271,6 +288,8 @@ class AppResponse(Response):
         Settle what is sent; nothing can be changed any more.
         """
         self._open = False
+        if isinstance(self._body, FixedBody):
+            self._body.inner.drop()
         if self._body is not None and self._has_no_body():
             if isinstance(self._body, FixedBody):
                 self._body.data = b""
@@ -285,6 +304,7 @@ class AppResponse(Response):
         response = AppResponse(
             self._outbound, self._message, self.status_code, list(self.raw_headers)
         )
+        response._received = response.raw_headers.copy()
         response._body = self._body
         return response
 

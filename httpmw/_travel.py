@@ -17,23 +17,24 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
-import anyio
 import anyio.lowlevel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Scope, Send
 
 from . import _context, _errors
-from ._body import DISCONNECT, Body, LiveBody, Progress, TransformedBody
+from ._body import DISCONNECT, Body, CountedBody, LiveBody, Progress, TransformedBody
 from ._connection import Connection
-from ._drive import Driven, Turn
+from ._drive import Begun, Driven, Turn
 from ._response import AppResponse
 
 if TYPE_CHECKING:
-    from ._exchange import AnyFlow, Exchange, Tail
+    from ._exchange import AnyFlow, Exchange
 
 
 class Discarded(OSError):
@@ -51,26 +52,29 @@ _DRAINED: Final = 5  # the body is dropped, the trailers that follow it are not
 _REFUSED: Final = 6  # a flow failed: sending raises its exception
 
 
-class Outbound(Driven):
+class Outbound(Driven, Turn):
     """
     The way of one source's messages outward: its `send` and its `receive`.
+
+    Its turn is taken while one of its messages is being worked on.
     """
 
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
+    # The server's `send`, as soon as messages pass unseen.
+    passing: Send | None = None
+    # Whether a discarded source was made to believe that the client is gone.
+    told_gone = False
     _state = _WAITING
-    # The server's `send`, as soon as messages pass it unseen.
-    _pass: Send | None = None
-    _turn: Turn | None = None
     _failure: BaseException | None = None
     _signal: Discarded | None = None
     _body: LiveBody | None = None
+    # Of the body as the source sends it, and of all bodies that its messages become.
     _progress: Progress | None = None
+    _progresses: Sequence[Progress] = ()
     _trailers = False
     # Whether the start that was sent is another one than the source's.
     _cut = False
-    # Whether a discarded source was made to believe that the client is gone.
-    told_gone = False
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -92,18 +96,19 @@ class Outbound(Driven):
         except BaseException as exc:
             failure = exc
         try:
-            if self._state is _PASSING:
-                return failure
-            return await self._finish(source, failure)
+            return await self.finish(source, failure)
         finally:
             failure = None
 
-    def send(self, message: Message) -> Any:
+    def send(self, message: Message) -> Awaitable[None]:
         """
         What the source gets as `send`.
         """
-        if self._pass is not None:
-            return self._pass(message)
+        if self.passing is not None:
+            return self.passing(message)
+        if self._state is _WAITING and message["type"] == "http.response.start":
+            self._state = _TRAVELLING
+            return self._start(message)
         return self._send(message)
 
     async def receive(self) -> Message:
@@ -114,48 +119,34 @@ class Outbound(Driven):
             self.told_gone = True
             return DISCONNECT
         message = await self.exchange.receive_inward()
-        if message["type"] == "http.disconnect" and self._turn is not None:
-            await self._turn.wait()
+        if self.taken and message["type"] == "http.disconnect":
+            await self.wait()
         return message
 
     # ------------------------------------------------------------------ send, by state
 
     async def _send(self, message: Message) -> None:
-        turn = self._turn
-        if turn is not None and turn.taken:
-            await turn.wait()
+        if self.taken:
+            await self.wait()
         state = self._state
-        exchange = self.exchange
         if state is _COUNTED:
             await self._to_server(message)
             self._count(message)
-        elif state is _WAITING:
-            if message["type"] == "http.response.start":
-                self._state = _TRAVELLING
-                if not self.begin(self._travel(message)):
-                    await self._step(self.proceed())
-            else:  # early hints, debug and whatever else may come before the start
-                await exchange.server_send(message)
         elif state is _TRAVELLING:
-            await self._step(self.resume(message))
+            self.taken = True
+            try:
+                await self.resume(message)
+            finally:
+                self.leave()
+            if self._progress is not None:
+                self._progress.count(message)
         elif state is _REFUSED:
             assert self._failure is not None
             raise self._failure
-        elif state is _PASSING:
-            await exchange.server_send(message)
-        else:
+        elif state is _DISCARDED or state is _DRAINED:
             await self._drop(message)
-
-    async def _step(self, step: Any) -> None:
-        # Meanwhile siblings that send wait, and so does a disconnect.
-        turn = self._turn
-        if turn is None:
-            turn = self._turn = Turn()
-        turn.taken = True
-        try:
-            await step
-        finally:
-            turn.leave()
+        else:  # early hints, debug and whatever else may come before the start
+            await self.exchange.server_send(message)
 
     async def _drop(self, message: Message) -> None:
         if self._state is _DRAINED:
@@ -175,8 +166,8 @@ class Outbound(Driven):
         self._count(message)
 
     def _count(self, message: Message) -> None:
-        if self._progress is not None:
-            self._progress.count(message)
+        for progress in self._progresses:
+            progress.count(message)
 
     async def _to_server(self, message: Message) -> None:
         try:
@@ -188,57 +179,105 @@ class Outbound(Driven):
 
     # ------------------------------------------------------------------ the travel
 
-    async def _travel(self, message: Message) -> None:
+    async def _start(self, message: Message) -> None:
+        """
+        The response start: step the flows, then send it.
+        """
+        exchange = self.exchange
+        self._trailers = message.get("trailers", False)
+        headers = list(message.get("headers", ()))
+        response = AppResponse(self, message, message["status"], headers)
+        self.taken = True
+        try:
+            begun = None
+            if exchange.limits is None and _context.current_task() is self._task:
+                response, begun = self._step_at_once(response)
+            if begun is not None or exchange.waiting or response._body is not None:
+                await self.start(self._travel(response, begun))
+                return
+            try:
+                await exchange.server_send(response.start_message())
+            except OSError:
+                exchange.gone = True
+                raise
+            finally:  # what the source sends now is the server's to refuse
+                self._let_pass()
+            if exchange.tails:
+                self._note_start()
+        finally:
+            self.leave()
+
+    def _step_at_once(self, response: AppResponse) -> tuple[AppResponse, Begun | None]:
+        """
+        Step the flows that wait for nothing, as most do: without a coroutine to be driven.
+        """
+        waiting = self.exchange.waiting
+        self.stepper = task = self._task
+        self.scopes = _context.open_scopes(task)
+        try:
+            while waiting:
+                flow = waiting.pop()
+                step = flow.asend(response)
+                try:
+                    awaited = step.send(None)
+                except StopAsyncIteration:
+                    response = self._left(response)
+                except StopIteration as stop:
+                    if self._mistake(flow, response, stop.value) or stop.value is not response:
+                        return response, Begun(flow, value=stop.value)
+                    response = self._wait(flow, response)
+                except BaseException as exc:
+                    return response, Begun(flow, exc=exc)
+                else:
+                    return response, Begun(flow, step, awaited)
+        finally:
+            self.stepper = None
+        return response, None
+
+    async def _travel(self, response: AppResponse, begun: Begun | None) -> None:
         """
         Carry a response outward through the waiting flows, and send it.
         """
         exchange = self.exchange
         waiting = exchange.waiting
-        headers = list(message.get("headers", ()))
-        response = AppResponse(self, message, message["status"], headers)
-        self._trailers = message.get("trailers", False)
-        while waiting:
-            flow = waiting.pop()
-            if exchange.limits is not None and not self._in_time(flow):
-                waiting.append(flow)
-                self._state = _DISCARDED
-                return
+        while begun is not None or waiting:
+            step: Awaitable[Any]
+            if begun is not None:
+                flow, step, begun = begun.flow, begun, None
+            else:
+                flow = waiting.pop()
+                if not self._in_time(flow):
+                    waiting.append(flow)
+                    self._state = _DISCARDED
+                    return
+                step = flow.asend(response)
             try:
-                value = await flow.asend(response)
+                value = await step
             except StopAsyncIteration:
-                # The flow has ended, and nobody but the next one has a use for its response.
-                if response.background is not None or response._body is not None:
-                    response = self._leave(response)
+                response = self._left(response)
             except BaseException as exc:
                 given = await self._raised(flow, exc)
-                await self._replace(exchange.add_tail(), response, given)
+                await self._replace(None, response, given)
                 return
             else:
                 mistake = self._mistake(flow, response, value)
                 if mistake is not None:
                     raise self._fail(await exchange.misuse(flow, mistake))
-                tail = exchange.add_tail(flow)
                 if value is response:
-                    response = self._wait(tail, response)
+                    response = self._wait(flow, response)
                 elif self._streams_on(value, response):
-                    response = self._streamed(tail, response, value)
+                    response = self._streamed(flow, response, value)
                 else:
-                    await self._replace(tail, response, value)
+                    await self._replace(flow, response, value)
                     return
         try:
             await self._to_server(response.start_message())
-            if exchange.tails:
-                self._note_start()
+            self._note_start()
             if response._body is not None:
                 await self._pump(response._body)
-            else:
-                self._let_pass()
-        except BaseException:
-            # The server's, or the source's own. What the source sends now is the server's to
-            # refuse.
+        finally:
             if self._state is _TRAVELLING:
                 self._let_pass()
-            raise
 
     async def _raised(self, flow: AnyFlow, exc: BaseException) -> Response:
         """
@@ -262,35 +301,57 @@ class Outbound(Driven):
             return _errors.second_yield(flow)
         return not_a_new_response(flow, value)
 
-    def _leave(self, response: AppResponse) -> AppResponse:
+    def _left(self, response: AppResponse) -> AppResponse:
         """
-        A flow has ended and left something to do behind; give the response that goes on.
+        A flow has ended; give the response that goes on.
         """
+        if response.background is None and response._body is None:
+            # Nobody but the next flow has a use for the very same object.
+            response._received = response.raw_headers.copy()
+            return response
         tail = self.exchange.add_tail()
         tail.background = response.background
         response.close()
         tail.body = response._body
         return response.outward()
 
-    def _wait(self, tail: Tail, response: AppResponse) -> AppResponse:
+    def _wait(self, flow: AnyFlow, response: AppResponse) -> AppResponse:
         """
         A flow waits for the end of its response; give the response that goes on.
         """
+        tail = self.exchange.add_tail(flow)
         tail.response = response
         tail.background = response.background
         response.close()
         tail.body = response._body
-        response._progress = self._progress_of(response)
-        return response.outward()
+        outward = response.outward()
+        response._progress = self._counted(outward)
+        return outward
+
+    def _counted(self, outward: AppResponse) -> Progress:
+        """
+        Count what goes on outward.
+        """
+        body = outward._body
+        if body is None and self._progress is not None:
+            return self._progress
+        trailers = self._trailers and (body is None or isinstance(body.source, LiveBody))
+        progress = Progress(trailers=trailers)
+        if body is None:
+            self._progress = progress
+        else:
+            outward._body = CountedBody(body, progress)
+        if body is None or not body.is_made():
+            self._progresses = (*self._progresses, progress)
+        return progress
 
     def _in_time(self, flow: AnyFlow) -> bool:
-        limits = cast(dict[AnyFlow, anyio.CancelScope], self.exchange.limits)
-        limit = limits.get(flow)
-        if limit is None:
+        limits = self.exchange.limits
+        if limits is None or (limit := limits.get(flow)) is None:
             return True
         if limit.cancel_called:
             return False
-        limit.deadline = float("inf")
+        limit.deadline = math.inf
         del limits[flow]
         return True
 
@@ -298,11 +359,12 @@ class Outbound(Driven):
         # Raised out of the source's `send`, and kept: whatever the source makes of it, it is
         # what the outer flows get, when the source has ended. But a cancellation belongs to the
         # source: it may be a limit of its own, and a stale one must never be raised.
+        tail = self.exchange.add_tail()
         if _context.is_cancellation(failure):
             self._failure = RuntimeError("the response was cancelled while it was being sent")
+            tail.without_response = True
         else:
-            self._failure = failure
-            self.exchange.add_tail().failure = failure
+            self._failure = tail.failure = failure
         self._state = _REFUSED
         return failure
 
@@ -316,7 +378,9 @@ class Outbound(Driven):
             and response.is_being_read()
         )
 
-    def _streamed(self, tail: Tail, response: AppResponse, value: StreamingResponse) -> AppResponse:
+    def _streamed(
+        self, flow: AnyFlow, response: AppResponse, value: StreamingResponse
+    ) -> AppResponse:
         start = {
             "type": "http.response.start",
             "status": value.status_code,
@@ -327,22 +391,27 @@ class Outbound(Driven):
         given.close()
         self._trailers = False
         self._cut = True
+        tail = self.exchange.add_tail(flow)
         tail.response = response
         tail.replaced = True
         tail.background = value.background
         tail.body = given._body
         response.close()
-        response._progress = self._progress_of(given)
-        return given.outward()
+        outward = given.outward()
+        response._progress = self._counted(outward)
+        return outward
 
-    async def _replace(self, tail: Tail, response: AppResponse, value: Response) -> None:
+    async def _replace(self, flow: AnyFlow | None, response: AppResponse, value: Response) -> None:
         """
         Send *value* through the flows further out; the source is discarded.
         """
+        tail = self.exchange.add_tail(flow)
         tail.response = response
         tail.replaced = True
         tail.answered = self.thrown
         response.close()
+        if response._body is not None:
+            response._body.drop()
         if value.background is not None:
             # It is to run when the source has ended, not in here. The response itself may be
             # shared between requests.
@@ -367,9 +436,7 @@ class Outbound(Driven):
             if body is live and not body.ahead and self.thrown is None:
                 self._let_pass()
                 return
-            message = await body.take()
-            await self._to_server(message)
-            body.sent(message)
+            await self._to_server(await body.take())
         if body.source is not live:
             self._state = _DISCARDED
         elif live.ended and not self._cut:
@@ -384,9 +451,9 @@ class Outbound(Driven):
                 tail.response._progress.started_at = now
 
     def _let_pass(self) -> None:
-        if self._progress is None:
+        if not self._progresses:
             self._state = _PASSING
-            self._pass = self.exchange.server_send
+            self.passing = self.exchange.server_send
         else:
             self._state = _COUNTED
 
@@ -395,26 +462,14 @@ class Outbound(Driven):
         The body that the source is producing, for those who want it.
         """
         if self._body is None:
-            self._body = LiveBody(self, self._progress)
+            self._body = LiveBody(self)
         return self._body
-
-    def _progress_of(self, response: AppResponse) -> Progress:
-        body = response._body
-        if body is not None and body is not self._body:
-            assert body.progress is not None
-            return body.progress
-        if self._progress is None:
-            self._progress = Progress(trailers=self._trailers)
-            if self._body is not None:
-                self._body.progress = self._progress
-        return self._progress
 
     # ------------------------------------------------------------------ the end of the source
 
-    async def _finish(self, source: ASGIApp, failure: BaseException | None) -> BaseException | None:
-        turn = self._turn
-        if turn is not None and turn.taken and not _context.is_cancellation(failure):
-            await turn.wait()  # an orphan of the source is inside a step
+    async def finish(self, source: ASGIApp, failure: BaseException | None) -> BaseException | None:
+        if self.taken and not _context.is_cancellation(failure):
+            await self.wait()  # an orphan of the source is inside a step
         if self._state is _TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
         if self._signal is not None and failure is not None:
@@ -436,7 +491,7 @@ class Outbound(Driven):
         thrown = self.thrown = failure or await self.exchange.truncated(source)
         try:
             while self.paused:
-                await self._step(self.fail(thrown))
+                await self.fail(thrown)
         except GeneratorExit:
             raise
         except BaseException as exc:
