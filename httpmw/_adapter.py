@@ -102,7 +102,7 @@ class HTTPMiddleware:
         failure: BaseException | None = None
         try:
             failure = await exchange.inward(self._functions)
-            if failure is not None or exchange.is_unsettled():
+            if failure is not None or exchange.tails or exchange.waiting or exchange.transforms:
                 failure = await exchange.end(failure)
         except BaseException:
             # Closed from outside, or an error of our own: every flow is ended all the same.

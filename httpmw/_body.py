@@ -101,12 +101,17 @@ class Incoming:
             self._ahead.append(await self._pull())
         return self._ahead[-1]
 
-    def join(self, count: int, body: bytes) -> None:
+    def join(self, count: int, body: bytes) -> int:
+        """
+        Make one message of the first *count*, where nobody counts them; give their number now.
+        """
+        if self.in_chunks:
+            return count
+        for _ in range(count):
+            self._ahead.popleft()
         # `b"".join([body]) is body`, so whoever joins this one message again copies nothing.
-        if not self.in_chunks:
-            for _ in range(count):
-                self._ahead.popleft()
-            self._ahead.appendleft({"type": "http.request", "body": body, "more_body": False})
+        self._ahead.appendleft({"type": "http.request", "body": body, "more_body": False})
+        return 1
 
     def take_ahead(self) -> Message | None:
         if not self._ahead:

@@ -83,6 +83,10 @@ class Connection(Request):
             self._position += 1
         return message
 
+    async def _latest(self) -> Message:
+        # What was read ahead stays for the inner app; news can only come behind it.
+        return await self._open().peek_latest()
+
     async def _send(self, message: Message) -> None:
         assert self._exchange is not None
         await self._exchange.server_send(message)
@@ -150,7 +154,7 @@ class Connection(Request):
                 chunks.append(chunk)
                 more_body = message.get("more_body", False)
             body = b"".join(chunks)
-            incoming.join(count, body)
+            self._position = incoming.join(count, body)
             self._body = body
         if max_size is not None and len(self._body) > max_size:
             raise _errors.BodyTooLarge(max_size)
@@ -167,7 +171,7 @@ class Connection(Request):
             message: Message = {}
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                message = await self._receive()
+                message = await self._latest()
             self._is_disconnected = message.get("type") == "http.disconnect"
         return self._is_disconnected
 

@@ -39,12 +39,14 @@ def current_task() -> Any:
     except RuntimeError:
         task = None
     # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
-    if task is None and (trio := _trio()) is not None:
-        try:
-            return trio.lowlevel.current_task()
-        except RuntimeError:
-            return None
-    return task
+    return task or _trio_task()
+
+
+def _trio_task() -> Any:
+    try:
+        return sys.modules["trio"].lowlevel.current_task()
+    except (KeyError, RuntimeError):
+        return None
 
 
 def context_of(task: Any) -> Context | None:

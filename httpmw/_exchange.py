@@ -41,6 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
 from ._connection import Connection
+from ._context import current_task, open_scopes
 from ._drive import Turn
 from ._response import AppResponse, Outcome
 from ._travel import Outbound, not_a_new_response
@@ -103,7 +104,7 @@ class Exchange:
         self.scope = scope
         self._server_receive = receive
         self.server_send = send
-        self.task = _context.current_task()
+        self.task = current_task()
         self.waiting: list[AnyFlow] = []
         self.tails: list[Tail] = []
 
@@ -116,7 +117,7 @@ class Exchange:
         Take the first step of each flow, then call the app; give back what went wrong.
         """
         waiting = self.waiting
-        scopes = _context.open_scopes(self.task)
+        scopes = open_scopes(self.task)
         # asyncio registers every async generator, to close it with the loop; the adapter closes
         # them itself, and the registering costs half as much as all else in a flow's life. The
         # hook is looked at when `asend` is called, not when it is awaited, so that no code of
@@ -155,7 +156,7 @@ class Exchange:
             waiting.append(flow)
             if self.limit is not None:
                 return await self._limited(functions, index + 1, scopes)
-        if _context.open_scopes(self.task) != scopes:
+        if open_scopes(self.task) != scopes:
             return await self._scope_held(scopes)
         self.entered = True
         if not waiting:  # every layer stepped aside
@@ -182,7 +183,7 @@ class Exchange:
         while True:
             flow = self.waiting.pop()
             error = await self.misuse(flow, _errors.open_scope(flow))
-            if not self.waiting or _context.open_scopes(self.task) == scopes:
+            if not self.waiting or open_scopes(self.task) == scopes:
                 return error
 
     async def _raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
@@ -206,7 +207,7 @@ class Exchange:
         mistake = not_a_new_response(flow, value)
         if mistake is not None:
             return await self.misuse(flow, mistake)
-        if _context.open_scopes(self.task) != scopes:
+        if open_scopes(self.task) != scopes:
             self.waiting.append(flow)
             return await self._scope_held(scopes)
         self.entered = True
@@ -222,7 +223,7 @@ class Exchange:
         """
         seconds = cast(float, self.limit)
         self.limit = None
-        if _context.open_scopes(self.task) != scopes:
+        if open_scopes(self.task) != scopes:
             return await self._scope_held(scopes)
         flow = self.waiting[-1]
         floor = len(self.waiting)
@@ -251,12 +252,6 @@ class Exchange:
             failure = None
 
     # ------------------------------------------------------------------ the end
-
-    def is_unsettled(self) -> bool:
-        """
-        Whether there is anything to `end`.
-        """
-        return bool(self.tails or self.waiting or self.transforms)
 
     async def end(self, failure: BaseException | None) -> BaseException | None:
         """

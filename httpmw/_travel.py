@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 from . import _context, _errors
 from ._body import DISCONNECT, Body, CountedBody, LiveBody, Progress, TransformedBody
 from ._connection import Connection
+from ._context import current_task, open_scopes
 from ._drive import Begun, Driven, Turn
 from ._response import AppResponse
 
@@ -182,17 +183,43 @@ class Outbound(Driven, Turn):
     async def _start(self, message: Message) -> None:
         """
         The response start: step the flows, then send it.
+
+        Most flows wait for nothing. They are stepped right here, by hand; the travel, which has
+        to be driven, is only for what comes after the first one that does.
         """
         exchange = self.exchange
+        waiting = exchange.waiting
         self._trailers = message.get("trailers", False)
-        headers = list(message.get("headers", ()))
-        response = AppResponse(self, message, message["status"], headers)
+        response = AppResponse(
+            self, message, message["status"], list(message.get("headers", ()))
+        )
+        begun = None
         self.taken = True
         try:
-            begun = None
-            if exchange.limits is None and _context.current_task() is self._task:
-                response, begun = self._step_at_once(response)
-            if begun is not None or exchange.waiting or response._body is not None:
+            if exchange.limits is None and current_task() is self._task:
+                self.stepper = self._task
+                self.scopes = open_scopes(self._task)
+                while waiting and begun is None:
+                    flow = waiting.pop()
+                    step = flow.asend(response)
+                    try:
+                        awaited = step.send(None)
+                    except StopAsyncIteration:
+                        if response.background or response._body:
+                            response = self._left(response)
+                        elif waiting:  # nobody but the next one has a use for it
+                            response._received = response.raw_headers.copy()
+                    except StopIteration as stop:
+                        if stop.value is response and not self._mistake(flow, response, response):
+                            response = self._wait(flow, response)
+                        else:
+                            begun = Begun(flow, value=stop.value)
+                    except BaseException as exc:
+                        begun = Begun(flow, exc=exc)
+                    else:
+                        begun = Begun(flow, step, awaited)
+                self.stepper = None
+            if begun is not None or waiting or response._body is not None:
                 await self.start(self._travel(response, begun))
                 return
             try:
@@ -205,34 +232,8 @@ class Outbound(Driven, Turn):
             if exchange.tails:
                 self._note_start()
         finally:
+            begun = None  # it may hold an exception, which holds this frame
             self.leave()
-
-    def _step_at_once(self, response: AppResponse) -> tuple[AppResponse, Begun | None]:
-        """
-        Step the flows that wait for nothing, as most do: without a coroutine to be driven.
-        """
-        waiting = self.exchange.waiting
-        self.stepper = task = self._task
-        self.scopes = _context.open_scopes(task)
-        try:
-            while waiting:
-                flow = waiting.pop()
-                step = flow.asend(response)
-                try:
-                    awaited = step.send(None)
-                except StopAsyncIteration:
-                    response = self._left(response)
-                except StopIteration as stop:
-                    if self._mistake(flow, response, stop.value) or stop.value is not response:
-                        return response, Begun(flow, value=stop.value)
-                    response = self._wait(flow, response)
-                except BaseException as exc:
-                    return response, Begun(flow, exc=exc)
-                else:
-                    return response, Begun(flow, step, awaited)
-        finally:
-            self.stepper = None
-        return response, None
 
     async def _travel(self, response: AppResponse, begun: Begun | None) -> None:
         """
@@ -293,7 +294,7 @@ class Outbound(Driven, Turn):
     def _mistake(
         self, flow: AnyFlow, response: AppResponse, value: Any
     ) -> _errors.MiddlewareError | None:
-        if _context.open_scopes(self.stepper) != self.scopes:
+        if open_scopes(self.stepper) != self.scopes:
             return _errors.open_scope(flow)
         if value is response:
             return None
