@@ -225,7 +225,7 @@ class TransformedRequest(Driven):
                 self._ended = True
                 return DISCONNECT
             except BaseException as exc:
-                self._failure = exc if isinstance(exc, Exception) else _errors.request_body_taken()
+                self._failure = exc if isinstance(exc, Exception) else _errors.transform_cancelled()
                 raise
             if chunk is _END:
                 self._ended = True
@@ -261,11 +261,28 @@ class Progress:
 
     bytes_sent = 0
     complete = False
+    # Whether the client was known to be gone when the end was sent.
+    lost = False
     started_at: float | None = None
     ended_at: float | None = None
 
-    def __init__(self, *, trailers: bool) -> None:
+    def __init__(self, *, trailers: bool, made: bool = False) -> None:
         self._trailers = trailers
+        # Whether the messages are made by a middleware, and not the source's own.
+        self.made = made
+        self._last: Message | None = None
+
+    def take(self, message: Message) -> None:
+        """
+        Note a message that is about to leave; it has left when the next one does, or on `settle`.
+        """
+        self.settle()
+        self._last = message
+
+    def settle(self) -> None:
+        if self._last is not None:
+            self.count(self._last)
+            self._last = None
 
     def count(self, message: Message) -> None:
         kind = message["type"]
@@ -463,7 +480,7 @@ class CountedBody(Body):
     async def pull(self) -> Message:
         message = await self.inner.take()
         self.ended = ends_body(message)
-        self._progress.count(message)
+        self._progress.take(message)
         return message
 
     def drop(self) -> list[Message]:

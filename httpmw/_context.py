@@ -159,8 +159,11 @@ def cancellations(task: Any) -> int:
 def is_cancelled(task: Any, before: int) -> bool:
     """
     Whether a cancellation is still owed by *task*, the running one.
+
+    It is if nobody has taken back, by `Task.uncancel()`, one of the requests there were *before*
+    the cancellation was swallowed; and anyio and trio have them as long as the scope is open.
     """
-    if cancellations(task) > before:
+    if 0 < before <= cancellations(task):
         return True
     try:
         return anyio.current_effective_deadline() == -math.inf

@@ -49,12 +49,14 @@ class Driven:
         """
         return self._paused
 
-    def start(self, coroutine: Any) -> Awaitable[Any]:
+    def start(self, coroutine: Any, *, begun: bool = False) -> Awaitable[Any]:
         """
         Advance *coroutine* until it ends or waits for a message; give its value or `PAUSED`.
+
+        Something has *begun* already if `scopes` is known.
         """
         self._coroutine = coroutine
-        return self._drive(coroutine.send, None)
+        return self._drive(coroutine.send, None, begun=begun)
 
     def resume(self, message: Any) -> Awaitable[Any]:
         return self._drive(self._coroutine.send, message)
@@ -66,7 +68,9 @@ class Driven:
         return self._drive(self._coroutine.throw, exc)
 
     @types.coroutine
-    def _drive(self, call: Any, argument: Any) -> Generator[Any, Any, Any]:
+    def _drive(
+        self, call: Any, argument: Any, *, begun: bool = False
+    ) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
         task = _context.current_task()
         run = None
@@ -75,7 +79,8 @@ class Driven:
         self.stepper = task
         self._paused = False
         try:
-            self.scopes = _context.open_scopes(task)
+            if not begun:
+                self.scopes = _context.open_scopes(task)
             while True:
                 awaited = call(argument) if run is None else run(call, argument)
                 if awaited is not self:

@@ -255,6 +255,14 @@ def too_late(what: str) -> MiddlewareError:
     )
 
 
+def transform_cancelled() -> MiddlewareError:
+    return MiddlewareError(
+        "the request body cannot be read any further: the async generator that a middleware "
+        "assigned to `conn.body_iterator` was cancelled while it waited for something of its own.\n"
+        "In the generator wait for nothing but its input, or shield what it waits for."
+    )
+
+
 def request_body_taken() -> MiddlewareError:
     return MiddlewareError(
         "the request body was already read by the inner app, so it cannot be read any more.\n"

@@ -44,7 +44,7 @@ from ._connection import Connection
 from ._context import current_task, open_scopes
 from ._drive import Turn
 from ._response import AppResponse, Outcome
-from ._travel import Outbound, not_a_new_response
+from ._travel import Discarded, Outbound, not_a_new_response
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
 _new: Final = object.__new__
@@ -72,6 +72,8 @@ class Tail:
     without_response = False
     # Its transform may have failed, too.
     body: Body | None = None
+    # What the source was told when this layer discarded it; to be dropped here.
+    signal: Discarded | None = None
 
 
 class Exchange:
@@ -183,7 +185,7 @@ class Exchange:
         while True:
             flow = self.waiting.pop()
             error = await self.misuse(flow, _errors.open_scope(flow))
-            if not self.waiting or open_scopes(self.task) == scopes:
+            if not self.waiting or not open_scopes(self.task) != scopes:  # noqa: SIM202
                 return error
 
     async def _raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
@@ -336,6 +338,8 @@ class Exchange:
         tail = self.tails.pop(0)
         if failure is tail.answered:
             failure = None
+        if tail.signal is not None and failure is not None:
+            failure = tail.signal.taken_out_of(failure)
         if tail.failure is not None:
             failure = tail.failure
         if isinstance(tail.body, TransformedBody) and tail.body.failure is not None:
@@ -387,7 +391,7 @@ class Exchange:
         outcome: Outcome
         if tail.replaced:
             outcome = "replaced"
-        elif progress.complete:
+        elif progress.complete and not progress.lost:
             outcome = "completed"
         elif _context.is_cancellation(failure):
             outcome = "cancelled"

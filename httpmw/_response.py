@@ -205,7 +205,10 @@ class AppResponse(Response):
             MiddlewareError: The body is gone already.
             TypeError: On assignment of something that is not an iterable of bytes.
         """
-        return ResponseChunks(self._replaceable())
+        chunks = ResponseChunks(self._replaceable())
+        # It may open a file, and be left in the middle of it.
+        self._outbound.exchange.add_transform(chunks)
+        return chunks
 
     @body_iterator.setter
     def body_iterator(self, iterator: Any) -> None:

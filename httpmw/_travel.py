@@ -35,13 +35,29 @@ from ._drive import Begun, Driven, Turn
 from ._response import AppResponse
 
 if TYPE_CHECKING:
-    from ._exchange import AnyFlow, Exchange
+    from ._exchange import AnyFlow, Exchange, Tail
 
 
 class Discarded(OSError):
     # What a body message of a discarded app raises, as a server of ASGI 2.4 does when the
     # client is gone.
-    pass
+
+    def taken_out_of(self, exc: BaseException) -> BaseException | None:
+        """
+        Take this signal out of what the app raised; None when nothing else is left.
+        """
+        if isinstance(exc, BaseExceptionGroup):
+            return exc.split(
+                lambda each: not isinstance(each, BaseExceptionGroup) and self._is_behind(each)
+            )[1]
+        return None if self._is_behind(exc) else exc
+
+    def _is_behind(self, exc: BaseException | None) -> bool:
+        if exc is None or exc is self:
+            return exc is self
+        # Starlette raises ClientDisconnect while it handles an OSError, without a `from`.
+        context = exc.__context__ if isinstance(exc, (ClientDisconnect, OSError)) else None
+        return self._is_behind(exc.__cause__) or self._is_behind(context)
 
 
 _WAITING: Final = 0  # for the start
@@ -69,6 +85,7 @@ class Outbound(Driven, Turn):
     _state = _WAITING
     _failure: BaseException | None = None
     _signal: Discarded | None = None
+    _replacer: Tail | None = None
     _body: LiveBody | None = None
     # Of the body as the source sends it, and of all bodies that its messages become.
     _progress: Progress | None = None
@@ -131,8 +148,7 @@ class Outbound(Driven, Turn):
             await self.wait()
         state = self._state
         if state is _COUNTED:
-            await self._to_server(message)
-            self._count(message)
+            await self._to_server(message, counted=True)
         elif state is _TRAVELLING:
             self.taken = True
             try:
@@ -141,6 +157,7 @@ class Outbound(Driven, Turn):
                 self.leave()
             if self._progress is not None:
                 self._progress.count(message)
+            self._settle()
         elif state is _REFUSED:
             assert self._failure is not None
             raise self._failure
@@ -164,19 +181,37 @@ class Outbound(Driven, Turn):
                 self._signal = Discarded("another response was sent in place of this one")
             raise self._signal
         await anyio.lowlevel.checkpoint()
-        self._count(message)
-
-    def _count(self, message: Message) -> None:
         for progress in self._progresses:
-            progress.count(message)
+            if not progress.made:
+                progress.count(message)
 
-    async def _to_server(self, message: Message) -> None:
+    async def _to_server(self, message: Message, *, counted: bool = False) -> None:
+        exchange = self.exchange
+        gone = exchange.gone
         try:
-            await self.exchange.server_send(message)
-        except OSError:
-            # ASGI 2.4, "Disconnected Client": that is how a server tells it.
-            self.exchange.gone = True
+            await exchange.server_send(message)
+        except BaseException as exc:
+            if isinstance(exc, OSError):
+                # ASGI 2.4, "Disconnected Client": that is how a server tells it.
+                exchange.gone = True
+            if not _context.is_cancellation(exc):
+                raise
+            # hypercorn tells of the end within its last `send`: the message is out.
+            self._sent(message, gone=gone, counted=counted)
             raise
+        self._sent(message, gone=gone, counted=counted)
+
+    def _sent(self, message: Message, *, gone: bool, counted: bool) -> None:
+        for progress in self._progresses:
+            if counted:
+                progress.count(message)
+            else:
+                progress.settle()
+            progress.lost = progress.lost or gone
+
+    def _settle(self) -> None:
+        for progress in self._progresses:
+            progress.settle()
 
     # ------------------------------------------------------------------ the travel
 
@@ -220,7 +255,8 @@ class Outbound(Driven, Turn):
                         begun = Begun(flow, step, awaited)
                 self.stepper = None
             if begun is not None or waiting or response._body is not None:
-                await self.start(self._travel(response, begun))
+                await self.start(self._travel(response, begun), begun=begun is not None)
+                self._settle()
                 return
             try:
                 await exchange.server_send(response.start_message())
@@ -337,13 +373,13 @@ class Outbound(Driven, Turn):
         if body is None and self._progress is not None:
             return self._progress
         trailers = self._trailers and (body is None or isinstance(body.source, LiveBody))
-        progress = Progress(trailers=trailers)
+        made = body is not None and body.is_made()
+        progress = Progress(trailers=trailers, made=made)
         if body is None:
             self._progress = progress
         else:
             outward._body = CountedBody(body, progress)
-        if body is None or not body.is_made():
-            self._progresses = (*self._progresses, progress)
+        self._progresses = (*self._progresses, progress)
         return progress
 
     def _in_time(self, flow: AnyFlow) -> bool:
@@ -410,6 +446,7 @@ class Outbound(Driven, Turn):
         tail.response = response
         tail.replaced = True
         tail.answered = self.thrown
+        self._replacer = tail
         response.close()
         if response._body is not None:
             response._body.drop()
@@ -473,12 +510,18 @@ class Outbound(Driven, Turn):
             await self.wait()  # an orphan of the source is inside a step
         if self._state is _TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
-        if self._signal is not None and failure is not None:
-            failure = _without(self._signal, failure)
-        try:
-            return failure
-        finally:
-            failure = None
+        if self._signal is not None:
+            # To be dropped by the layer that discarded the source: those further in see what a
+            # client that left would show them.
+            self._discarder().signal = self._signal
+            self._signal = None
+        return failure
+
+    def _discarder(self) -> Tail:
+        for tail in self.exchange.tails:
+            if tail is self._replacer or (tail.body is not None and tail.body.is_made()):
+                return tail
+        return self.exchange.add_tail()
 
     async def _end_travel(
         self, source: ASGIApp, failure: BaseException | None
@@ -505,25 +548,6 @@ class Outbound(Driven, Turn):
 
 def _spec_version(scope: Scope) -> tuple[int, ...]:
     return tuple(map(int, scope.get("asgi", {}).get("spec_version", "2.0").split(".")))
-
-
-def _without(signal: Discarded, exc: BaseException) -> BaseException | None:
-    """
-    Take our own signal out of what a discarded app raised; None when nothing else is left.
-    """
-    if isinstance(exc, BaseExceptionGroup):
-        return exc.split(
-            lambda each: not isinstance(each, BaseExceptionGroup) and _comes_from(each, signal)
-        )[1]
-    return None if _comes_from(exc, signal) else exc
-
-
-def _comes_from(exc: BaseException | None, signal: Discarded) -> bool:
-    if exc is None or exc is signal:
-        return exc is signal
-    # Starlette raises ClientDisconnect while it handles an OSError, without a `from`.
-    context = exc.__context__ if isinstance(exc, (ClientDisconnect, OSError)) else None
-    return _comes_from(exc.__cause__, signal) or _comes_from(context, signal)
 
 
 def not_a_new_response(flow: AnyFlow, value: Any) -> _errors.MiddlewareError | None:
