@@ -55,9 +55,9 @@ def context_of(task: Any) -> Context | None:
     """
     if isinstance(task, asyncio.Task) and sys.version_info < (3, 12):
         # `Task.get_context()` is new in 3.12, and the C task shows its context to the garbage
-        # collector only.
-        contexts = [each for each in gc.get_referents(task) if isinstance(each, Context)]
-        return contexts[0] if len(contexts) == 1 else None
+        # collector only: first its own, then those of its callbacks.
+        contexts = (each for each in gc.get_referents(task) if isinstance(each, Context))
+        return next(contexts, None)
     get_context = getattr(task, "get_context", None)
     if get_context is not None:
         context = get_context()

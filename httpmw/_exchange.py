@@ -72,6 +72,8 @@ class Tail:
     without_response = False
     # Its transform may have failed, too.
     body: Body | None = None
+    # The cancellation that the flow has answered; it goes on all the same.
+    cancellation: BaseException | None = None
     # What the source was told when this layer discarded it; to be dropped here.
     signal: Discarded | None = None
 
@@ -92,10 +94,8 @@ class Exchange:
     entered = False
     # Whether the client is known to be gone; once seen it stays seen.
     gone = False
-    # ClientDisconnect and CancelledError that are ours to drop, or to raise again.
+    # The ClientDisconnect that is ours to drop.
     disconnect: ClientDisconnect | None = None
-    cancellation: BaseException | None = None
-    _owed = 0
     _receiving: Turn | None = None
 
     # The transforms of users, closed at the very end.
@@ -263,14 +263,10 @@ class Exchange:
             failure = await self.settle(failure, 0)
             for each in self.transforms:
                 failure = await self._close(each) or failure
-            if failure is None and self.cancellation is not None:
-                # Answered by a flow; it goes on all the same if it is still owed.
-                if _context.is_cancelled(self.task, self._owed):
-                    return self.cancellation
             return None if failure is self.disconnect else failure
         finally:
             # These exceptions hold this frame: do not hold them in turn.
-            failure = self.cancellation = self.disconnect = None
+            failure = self.disconnect = None
 
     async def settle(
         self, failure: BaseException | None, floor: int
@@ -303,9 +299,7 @@ class Exchange:
         except GeneratorExit:
             raise
         except StopAsyncIteration:
-            if failure is self.disconnect or (
-                _context.is_cancellation(failure) and _context.is_cancelled(self.task, owed)
-            ):
+            if failure is self.disconnect or self._is_owed(failure, owed):
                 return failure
             error = _errors.swallowed(flow, failure)
             error.__cause__ = failure
@@ -325,9 +319,9 @@ class Exchange:
                 mistake.__cause__ = failure
                 return await self.misuse(flow, mistake)
             response, flow_or_none = value, flow
-        if _context.is_cancellation(failure):
-            self.cancellation, self._owed = failure, owed
         tail = self.add_tail(flow_or_none)
+        if self._is_owed(failure, owed):
+            tail.cancellation = failure
         tail.failure = await Outbound(self).run(response)
         return None
 
@@ -338,15 +332,16 @@ class Exchange:
         tail = self.tails.pop(0)
         if failure is tail.answered:
             failure = None
-        if tail.signal is not None and failure is not None:
-            failure = tail.signal.taken_out_of(failure)
+        if tail.signal is not None:
+            failure = failure and tail.signal.taken_out_of(failure)
+            tail.signal = None  # its traceback leads back here
         if tail.failure is not None:
             failure = tail.failure
         if isinstance(tail.body, TransformedBody) and tail.body.failure is not None:
             failure = failure or tail.body.failure
-        if tail.without_response and failure is None:
-            failure = await self._no_response()
         try:
+            if tail.without_response and failure is None:
+                failure = await self._no_response()
             if failure is None and tail.background is not None:
                 await tail.background()
         except GeneratorExit:
@@ -355,7 +350,7 @@ class Exchange:
             failure = exc
         flow = tail.flow
         if flow is None:
-            return failure
+            return failure or tail.cancellation
         tail.flow = None
         if tail.response is not None:
             await self._close_book(tail, tail.response, failure)
@@ -369,9 +364,7 @@ class Exchange:
         except GeneratorExit:
             raise
         except StopAsyncIteration:
-            if _context.is_cancellation(failure):
-                self.cancellation, self._owed = failure, owed
-            return None
+            return failure if self._is_owed(failure, owed) else tail.cancellation
         except BaseException as exc:
             if failure is not None and (exc is failure or _wrapped_stop(exc, failure)):
                 failure.__traceback__ = traceback
@@ -380,6 +373,12 @@ class Exchange:
         error = _errors.yield_after_response(flow)
         error.__cause__ = failure
         return await self.misuse(flow, error)
+
+    def _is_owed(self, failure: BaseException | None, owed: int) -> bool:
+        """
+        Whether *failure* is a cancellation that goes on although a flow swallowed it.
+        """
+        return _context.is_cancellation(failure) and _context.is_cancelled(self.task, owed)
 
     async def _close_book(
         self, tail: Tail, response: AppResponse, failure: BaseException | None
@@ -538,7 +537,8 @@ class Exchange:
                 break
             looked = False
             try:
-                with anyio.CancelScope() as scope:
+                # The shield keeps a cancellation of the request itself from coming up here.
+                with anyio.CancelScope(shield=True) as scope:
                     scope.cancel()
                     await incoming.peek_latest()
                     looked = True

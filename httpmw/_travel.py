@@ -182,7 +182,7 @@ class Outbound(Driven, Turn):
             raise self._signal
         await anyio.lowlevel.checkpoint()
         for progress in self._progresses:
-            if not progress.made:
+            if not progress.made or message["type"] == "http.response.trailers":
                 progress.count(message)
 
     async def _to_server(self, message: Message, *, counted: bool = False) -> None:
@@ -514,7 +514,7 @@ class Outbound(Driven, Turn):
             # To be dropped by the layer that discarded the source: those further in see what a
             # client that left would show them.
             self._discarder().signal = self._signal
-            self._signal = None
+            self._signal = self._replacer = None
         return failure
 
     def _discarder(self) -> Tail:
