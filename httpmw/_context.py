@@ -24,6 +24,7 @@ import anyio
 from . import _errors
 
 _asyncio_current_task = asyncio.current_task
+_running_loop = asyncio._get_running_loop
 
 
 def _trio() -> Any:
@@ -34,10 +35,9 @@ def current_task() -> Any:
     """
     The running task of asyncio or trio, None where there is neither.
     """
-    try:
-        task = _asyncio_current_task()
-    except RuntimeError:
-        task = None
+    # Before Python 3.12 `asyncio.current_task()` looks its loop up in Python.
+    loop = _running_loop()
+    task = None if loop is None else _asyncio_current_task(loop)
     # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
     return task or _trio_task()
 
@@ -105,6 +105,18 @@ def _find_states() -> dict[Any, Any]:
     if module is not None:
         _states = module._task_states.data  # of a WeakKeyDictionary, without a call in between
     return _states
+
+
+def scope_state(task: Any) -> Any:
+    """
+    What anyio knows of *task*, None where it has none yet; it stays the same while the task lives.
+
+    Its `cancel_scope` is what `open_scopes` gives, without a look-up.
+    """
+    try:
+        return (_states or _find_states()).get(ref(task))
+    except Exception:  # noqa: BLE001 - rule 2
+        return None
 
 
 def open_scopes(task: Any) -> Any:

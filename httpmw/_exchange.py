@@ -41,7 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
 from ._connection import Connection
-from ._context import current_task, open_scopes
+from ._context import current_task, open_scopes, scope_state
 from ._drive import Turn
 from ._response import AppResponse, Outcome
 from ._travel import Discarded, Outbound, not_a_new_response
@@ -106,33 +106,37 @@ class Exchange:
         self.scope = scope
         self._server_receive = receive
         self.server_send = send
-        self.task = current_task()
+        self.task = task = current_task()
+        self.scope_state = scope_state(task)
         self.waiting: list[AnyFlow] = []
         self.tails: list[Tail] = []
 
     # ------------------------------------------------------------------ the way inward
 
     async def inward(
-        self, functions: Sequence[Function], index: int = 0
+        self, functions: Sequence[Function]
     ) -> BaseException | None:
         """
         Take the first step of each flow, then call the app; give back what went wrong.
         """
         waiting = self.waiting
-        scopes = open_scopes(self.task)
+        scope = self.scope
+        state = self.scope_state
+        scopes = open_scopes(self.task) if state is None else state.cancel_scope
         # asyncio registers every async generator, to close it with the loop; the adapter closes
         # them itself, and the registering costs half as much as all else in a flow's life. The
         # hook is looked at when `asend` is called, not when it is awaited, so that no code of
         # the user's runs without it.
         hook = sys.get_asyncgen_hooks().firstiter
-        for index in range(index, len(functions)):  # noqa: B020, PLR1704
+        rest = iter(functions)
+        for function in rest:
             conn = _new(Connection)  # what `Connection.of` does, without the call
-            conn.scope = self.scope
+            conn.scope = scope
             conn._exchange = self
             if self.incoming is not None:
                 conn._incoming = self.incoming
             try:
-                flow = functions[index](conn)
+                flow = function(conn)
                 if flow is None:
                     continue
                 if type(flow) is AsyncGeneratorType:
@@ -142,7 +146,7 @@ class Exchange:
                 elif hasattr(flow, "asend"):
                     step = flow.asend(None)
                 else:
-                    return _not_a_generator(functions[index], flow)
+                    return _not_a_generator(function, flow)
                 value = await step
                 while value is not None and hasattr(value, "asend"):
                     # Delegation: the other function runs inside of this one.
@@ -157,8 +161,8 @@ class Exchange:
                 return await self._early_answer(flow, value, scopes)
             waiting.append(flow)
             if self.limit is not None:
-                return await self._limited(functions, index + 1, scopes)
-        if open_scopes(self.task) != scopes:
+                return await self._limited(tuple(rest), scopes)
+        if (open_scopes(self.task) if state is None else state.cancel_scope) != scopes:
             return await self._scope_held(scopes)
         self.entered = True
         if not waiting:  # every layer stepped aside
@@ -218,7 +222,7 @@ class Exchange:
         return None
 
     async def _limited(
-        self, functions: Sequence[Function], index: int, scopes: Any
+        self, functions: Sequence[Function], scopes: Any
     ) -> BaseException | None:
         """
         Go on inward under the time limit of the innermost waiting flow.
@@ -235,7 +239,7 @@ class Exchange:
         scope = self.limits[flow] = anyio.CancelScope(deadline=anyio.current_time() + seconds)
         try:
             with scope:
-                failure = await self.inward(functions, index)
+                failure = await self.inward(functions)
                 failure = await self.settle(failure, floor)
                 if failure is not None:
                     raise failure  # so that the scope sees its own cancellation

@@ -31,10 +31,28 @@ Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelle
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
 
 
-class _View(MutableHeaders):
-    # `MutableHeaders(raw=...)` without its checks: it is made in almost every request.
+class _Headers(MutableHeaders):
+    # Made in every request, and set in almost every layer: `MutableHeaders(raw=...)` without its
+    # checks, and a `__setitem__` that does the same in one pass.
+
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self._list = raw
+
+    def __setitem__(self, key: str, value: str) -> None:
+        headers = self._list
+        name = key.lower().encode("latin-1")
+        position = 0
+        for pair in headers:
+            if pair[0] == name:
+                break
+            position += 1
+        else:
+            headers.append((name, value.encode("latin-1")))
+            return
+        headers[position] = (name, value.encode("latin-1"))
+        for repeated in range(len(headers) - 1, position, -1):
+            if headers[repeated][0] == name:
+                del headers[repeated]
 
 
 class AppResponse(Response):
@@ -46,13 +64,14 @@ class AppResponse(Response):
 
     Attributes:
         status_code: The status, to read and to set.
-        raw_headers: The headers as a list of pairs of bytes, repeated ones included.
+        headers: The headers, to read and to edit in place.
         background: A `BackgroundTask` to run after the inner app has ended; None when received.
     """
 
     background: BackgroundTask | None = None
 
-    _view: _View | None = None
+    # A plain attribute: where Starlette has a property, it is looked up in every layer.
+    headers: MutableHeaders = None  # type: ignore[assignment]
     # The headers as this layer received them; None: those of the message.
     _received: list[tuple[bytes, bytes]] | None = None
     # None as long as nobody has asked for the body: it is still to come from the source.
@@ -70,7 +89,7 @@ class AppResponse(Response):
         self._outbound = outbound
         self._message = message
         self.status_code = status
-        self.raw_headers = headers
+        self.headers = _Headers(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise _errors.called_response()
@@ -78,14 +97,15 @@ class AppResponse(Response):
     # ------------------------------------------------------------------ headers
 
     @property
-    def headers(self) -> MutableHeaders:
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """
-        The headers, to read and to edit in place.
+        The headers as a list of pairs of bytes, in their order and with repeated ones.
         """
-        view = self._view
-        if view is None or view._list is not self.raw_headers:
-            view = self._view = _View(self.raw_headers)
-        return view
+        return self.headers._list
+
+    @raw_headers.setter
+    def raw_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = _Headers(headers)
 
     @property
     def media_type(self) -> str | None:
@@ -317,13 +337,14 @@ class AppResponse(Response):
         """
         message = self._message
         headers: Any = message.get("headers", ())
-        if (
-            self.status_code == message["status"]
-            and type(headers) in (list, tuple)
-            and self.raw_headers == list(headers)
+        raw = self.headers._list
+        if self.status_code == message["status"] and (
+            raw == headers or (type(headers) is tuple and raw == list(headers))
         ):
             return message
-        start = {**message, "status": self.status_code, "headers": self.raw_headers}
+        start = message.copy() if type(message) is dict else dict(message)
+        start["status"] = self.status_code
+        start["headers"] = raw
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start

@@ -232,8 +232,9 @@ class Outbound(Driven, Turn):
         self.taken = True
         try:
             if exchange.limits is None and current_task() is self._task:
-                self.stepper = self._task
-                self.scopes = open_scopes(self._task)
+                self.stepper = task = self._task
+                state = exchange.scope_state
+                self.scopes = open_scopes(task) if state is None else state.cancel_scope
                 while waiting and begun is None:
                     flow = waiting.pop()
                     step = flow.asend(response)
@@ -269,7 +270,9 @@ class Outbound(Driven, Turn):
                 self._note_start()
         finally:
             begun = None  # it may hold an exception, which holds this frame
-            self.leave()
+            self.taken = False
+            if self._free is not None:
+                self.leave()
 
     async def _travel(self, response: AppResponse, begun: Begun | None) -> None:
         """
