@@ -67,6 +67,15 @@ class Driven:
         """
         return self._drive(self._coroutine.throw, exc)
 
+    def close(self) -> None:
+        """
+        End the coroutine where it waits, without waiting for anything.
+        """
+        try:
+            self._coroutine.close()
+        except RuntimeError:
+            pass  # it would have waited
+
     @types.coroutine
     def _drive(
         self, call: Any, argument: Any, *, begun: bool = False

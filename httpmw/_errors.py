@@ -329,6 +329,12 @@ def called_response() -> MiddlewareError:
 # Mistakes of the inner app.
 
 
+def second_start() -> RuntimeError:
+    return RuntimeError(
+        "the inner app sent a second http.response.start, after sending the first one failed"
+    )
+
+
 def no_response(app: object) -> NoResponseError:
     return NoResponseError(
         f"the inner app {place(app)} returned without sending a response.\n"

@@ -98,6 +98,8 @@ class Exchange:
     disconnect: ClientDisconnect | None = None
     _receiving: Turn | None = None
 
+    # The travel that waits for a message of its source.
+    paused: Outbound | None = None
     # The transforms of users, closed at the very end.
     transforms: Sequence[Any] = ()
 
@@ -463,6 +465,8 @@ class Exchange:
         """
         The adapter itself is closed: close all flows, without waiting for anything.
         """
+        if self.paused is not None:
+            self.paused.close()
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)
         self.waiting.clear()

@@ -125,7 +125,6 @@ class Outbound(Driven, Turn):
         if self.passing is not None:
             return self.passing(message)
         if self._state is _WAITING and message["type"] == "http.response.start":
-            self._state = _TRAVELLING
             return self._start(message)
         return self._send(message)
 
@@ -154,6 +153,7 @@ class Outbound(Driven, Turn):
             try:
                 await self.resume(message)
             finally:
+                self.exchange.paused = self if self.paused else None
                 self.leave()
             if self._progress is not None:
                 self._progress.count(message)
@@ -163,6 +163,8 @@ class Outbound(Driven, Turn):
             raise self._failure
         elif state is _DISCARDED or state is _DRAINED:
             await self._drop(message)
+        elif state is _PASSING and message["type"] == "http.response.start":
+            raise _errors.second_start()
         else:  # early hints, debug and whatever else may come before the start
             await self.exchange.server_send(message)
 
@@ -222,6 +224,10 @@ class Outbound(Driven, Turn):
         Most flows wait for nothing. They are stepped right here, by hand; the travel, which has
         to be driven, is only for what comes after the first one that does.
         """
+        if self._state is not _WAITING:  # another one came first
+            await self._send(message)
+            return
+        self._state = _TRAVELLING
         exchange = self.exchange
         waiting = exchange.waiting
         self._trailers = message.get("trailers", False)
@@ -261,14 +267,15 @@ class Outbound(Driven, Turn):
                 return
             try:
                 await exchange.server_send(response.start_message())
-            except OSError:
-                exchange.gone = True
+            except BaseException as exc:
+                self._start_failed(exc)
                 raise
-            finally:  # what the source sends now is the server's to refuse
-                self._let_pass()
+            self._let_pass()
             if exchange.tails:
                 self._note_start()
         finally:
+            if self.paused:
+                exchange.paused = self
             begun = None  # it may hold an exception, which holds this frame
             self.taken = False
             if self._free is not None:
@@ -311,8 +318,12 @@ class Outbound(Driven, Turn):
                     await self._replace(flow, response, value)
                     return
         try:
-            await self._to_server(response.start_message())
-            self._note_start()
+            await exchange.server_send(response.start_message())
+        except BaseException as exc:
+            self._start_failed(exc)
+            raise
+        self._note_start()
+        try:
             if response._body is not None:
                 await self._pump(response._body)
         finally:
@@ -491,6 +502,13 @@ class Outbound(Driven, Turn):
             if tail.response is not None and tail.response._progress is not None:
                 tail.response._progress.started_at = now
 
+    def _start_failed(self, exc: BaseException) -> None:
+        # The server did not take the start, or nobody knows. What follows is the server's to
+        # refuse, but another start must not go out past the flows.
+        if isinstance(exc, OSError):
+            self.exchange.gone = True
+        self._state = _PASSING
+
     def _let_pass(self) -> None:
         if not self._progresses:
             self._state = _PASSING
@@ -511,6 +529,7 @@ class Outbound(Driven, Turn):
     async def finish(self, source: ASGIApp, failure: BaseException | None) -> BaseException | None:
         if self.taken and not _context.is_cancellation(failure):
             await self.wait()  # an orphan of the source is inside a step
+        self.exchange.paused = None
         if self._state is _TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
         if self._signal is not None:

@@ -1,0 +1,3 @@
+"""
+What middleware costs: `python -m benchmarks.grid`.
+"""

@@ -1,0 +1,3 @@
+"""
+A sample application with httpmw around it: `python -m examples.demo`.
+"""

@@ -1,0 +1,92 @@
+"""Fixtures that every scenario runs over: event loop, ASGI version, fusing, inner app."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp
+
+from tests.harness import (
+    SPECS,
+    Inner,
+    file_inner,
+    passing,
+    plain_inner,
+    stack,
+    stream_inner,
+    waiting,
+)
+
+HANG_SECONDS = 30
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """The event loop an async test runs on."""
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["fused", "nested"])
+def fused(request: pytest.FixtureRequest) -> bool:
+    """Whether neighbouring layers are fused into one adapter."""
+    return request.param
+
+
+@pytest.fixture(params=SPECS, ids=lambda spec: f"spec-{spec or 'absent'}")
+def spec(request: pytest.FixtureRequest) -> str | None:
+    """The `spec_version` in the scope; `None`: there is none."""
+    return request.param
+
+
+@pytest.fixture(params=["alone", "fused", "nested"])
+def layers(request: pytest.FixtureRequest) -> Callable[[ASGIApp, Callable[..., Any]], ASGIApp]:
+    """Wrap an app in one function: alone, or between two that do nothing, fused or nested."""
+
+    def wrap(app: ASGIApp, function: Callable[..., Any]) -> ASGIApp:
+        if request.param == "alone":
+            return stack(app, function, fused=True)
+        return stack(app, waiting, function, passing, fused=request.param == "fused")
+
+    return wrap
+
+
+@pytest.fixture(params=["plain", "stream", "file"])
+def inner(request: pytest.FixtureRequest, body_file: Path) -> Inner:
+    """An inner app: a plain response, a stream, a file."""
+    if request.param == "plain":
+        return plain_inner()
+    if request.param == "stream":
+        return stream_inner()
+    return file_inner(str(body_file))
+
+
+@pytest.fixture(scope="session")
+def body_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that holds `Inner.BODY`."""
+    path = tmp_path_factory.mktemp("inner") / "body.txt"
+    path.write_bytes(Inner.BODY)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """Turn a test that hangs into one that fails, where the platform has an alarm clock."""
+
+    def fail(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"the test did not end within {HANG_SECONDS} seconds")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(HANG_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
