@@ -86,6 +86,8 @@ class Outbound(Driven, Turn):
     _failure: BaseException | None = None
     _signal: Discarded | None = None
     _replacer: Tail | None = None
+    # Left behind by a start of which nobody knows whether the server has it.
+    _lost: Tail | None = None
     _body: LiveBody | None = None
     # Of the body as the source sends it, and of all bodies that its messages become.
     _progress: Progress | None = None
@@ -167,6 +169,8 @@ class Outbound(Driven, Turn):
             raise _errors.second_start()
         else:  # early hints, debug and whatever else may come before the start
             await self.exchange.server_send(message)
+            if self._lost is not None:
+                self._lost.without_response = False
 
     async def _drop(self, message: Message) -> None:
         if self._state is _DRAINED:
@@ -507,6 +511,9 @@ class Outbound(Driven, Turn):
         # refuse, but another start must not go out past the flows.
         if isinstance(exc, OSError):
             self.exchange.gone = True
+        elif _context.is_cancellation(exc):
+            self._lost = self.exchange.add_tail()
+            self._lost.without_response = True
         self._state = _PASSING
 
     def _let_pass(self) -> None:
