@@ -28,7 +28,7 @@ test-all: ## run the test suite on every Python that is here
 	done
 
 test-lowest: $(VENV)-lowest/lowest.done ## run the test suite on the oldest supported dependencies
-	$(VENV)-lowest/bin/python -m pytest -n $(WORKERS) -p tools.anyio_auto $(ARGS)
+	$(VENV)-lowest/bin/python -m pytest -n $(WORKERS) -p tools.lowest_pytest $(ARGS)
 
 lint: $(VENV)/lint.group ## check style, format and types
 	$(BIN)/ruff check

@@ -32,7 +32,7 @@ def lowest(session: nox.Session) -> None:
     output = session.run("python", "tools/lowest.py", silent=True)
     constraints.write_text(str(output))
     session.install("--editable", ".", "--group", "lowest", "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", "-n", "2", "-p", "tools.anyio_auto", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", "-p", "tools.lowest_pytest", *session.posargs)
 
 
 @nox.session

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from . import _errors
-from ._drive import PAUSED, Driven, Turn
+from ._drive import PAUSED, Driven
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -197,18 +197,17 @@ class TransformedRequest(Driven):
         super().__init__(task)
         self._source = source
         self._iterator = iterator
-        self._turn = Turn()
         self._ended = False
         self._failure: BaseException | None = None
         source.transform = self
 
     async def pull(self) -> Message:
-        await self._turn.wait()
-        self._turn.taken = True
+        await self.wait()
+        self.taken = True
         try:
             return await self._pull()
         finally:
-            self._turn.leave()
+            self.leave()
 
     async def _pull(self) -> Message:
         if self._failure is not None:

@@ -27,20 +27,54 @@ from . import _context, _errors
 PAUSED: Final = object()
 
 
-class Driven:
+class Turn:
+    """
+    Lets one caller in at a time; costs an attribute where nobody else comes.
+    """
+
+    __slots__ = ("_free", "taken")
+
+    def __init__(self) -> None:
+        self.taken = False
+        self._free: anyio.Event | None = None
+
+    async def wait(self) -> None:
+        """
+        Return as soon as nobody is in; at once, without a checkpoint, where nobody is.
+        """
+        while self.taken:
+            if self._free is None:
+                self._free = anyio.Event()
+            await self._free.wait()
+
+    def leave(self) -> None:
+        self.taken = False
+        if self._free is not None:
+            self._free.set()
+            self._free = None
+
+
+class Driven(Turn):
     """
     A coroutine that may wait for messages which its own driver brings.
+
+    Its turn is taken while one of the messages is being worked on.
     """
 
-    stepper: Any = None
-    # What that task held open when it began to.
-    scopes: Any = None
-    _coroutine: Any = None
-    _paused = False
+    # Attributes in slots are set in `__init__` all at once: a default of the class would be
+    # looked up anew in every request, which costs more than to set it.
+    __slots__ = ("_coroutine", "_paused", "_task", "scopes", "stepper")
 
     def __init__(self, task: Any) -> None:
+        self.taken = False
+        self._free = None
         # The task in whose context the coroutine runs, whoever drives it.
         self._task = task
+        # The task that drives it right now, and what that task held open when it began to.
+        self.stepper: Any = None
+        self.scopes: Any = None
+        self._coroutine: Any = None
+        self._paused = False
 
     @property
     def paused(self) -> bool:
@@ -164,27 +198,3 @@ class Begun:
                 return stop.value
             finally:
                 call = argument = None
-
-
-class Turn:
-    """
-    Lets one caller in at a time; costs an attribute where nobody else comes.
-    """
-
-    taken = False
-    _free: anyio.Event | None = None
-
-    async def wait(self) -> None:
-        """
-        Return as soon as nobody is in; at once, without a checkpoint, where nobody is.
-        """
-        while self.taken:
-            if self._free is None:
-                self._free = anyio.Event()
-            await self._free.wait()
-
-    def leave(self) -> None:
-        self.taken = False
-        if self._free is not None:
-            self._free.set()
-            self._free = None

@@ -83,25 +83,27 @@ class Exchange:
     One request in one adapter.
     """
 
-    # How many seconds the flow being stepped gave the inner app; see Connection.fail_after().
-    limit: float | None = None
-    # The open limits, by the flow that set them.
-    limits: dict[AnyFlow, anyio.CancelScope] | None = None
-    # Where the next layer inward gets the request from; None: straight from the server.
-    incoming: Incoming | None = None
-    _outermost: Incoming | None = None
-    # Whether the inner app has been called, or a flow has answered in its place.
-    entered = False
-    # Whether the client is known to be gone; once seen it stays seen.
-    gone = False
-    # The ClientDisconnect that is ours to drop.
-    disconnect: ClientDisconnect | None = None
-    _receiving: Turn | None = None
-
-    # The travel that waits for a message of its source.
-    paused: Outbound | None = None
-    # The transforms of users, closed at the very end.
-    transforms: Sequence[Any] = ()
+    __slots__ = (
+        "_outermost",
+        "_receiving",
+        "_server_receive",
+        "app",
+        "body_taken",
+        "disconnect",
+        "entered",
+        "gone",
+        "incoming",
+        "limit",
+        "limits",
+        "paused",
+        "scope",
+        "scope_state",
+        "server_send",
+        "tails",
+        "task",
+        "transforms",
+        "waiting",
+    )
 
     def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         self.app = app
@@ -112,6 +114,26 @@ class Exchange:
         self.scope_state = scope_state(task)
         self.waiting: list[AnyFlow] = []
         self.tails: list[Tail] = []
+        # How many seconds the flow being stepped gave the inner app: Connection.fail_after().
+        self.limit: float | None = None
+        # The open limits, by the flow that set them.
+        self.limits: dict[AnyFlow, anyio.CancelScope] | None = None
+        # Where the next layer inward gets the request from; None: straight from the server.
+        self.incoming: Incoming | None = None
+        self._outermost: Incoming | None = None
+        self._receiving: Turn | None = None
+        # Whether the inner app has begun to take the body from there.
+        self.body_taken = False
+        # Whether the inner app has been called, or a flow has answered in its place.
+        self.entered = False
+        # Whether the client is known to be gone; once seen it stays seen.
+        self.gone = False
+        # The ClientDisconnect that is ours to drop.
+        self.disconnect: ClientDisconnect | None = None
+        # The travel that waits for a message of its source.
+        self.paused: Outbound | None = None
+        # The transforms of users, closed at the very end.
+        self.transforms: Sequence[Any] = ()
 
     # ------------------------------------------------------------------ the way inward
 
@@ -500,8 +522,6 @@ class Exchange:
             if self.incoming is None:
                 self.incoming = self._outermost
         return self._outermost
-
-    body_taken = False
 
     async def receive_from_server(self) -> Message:
         """

@@ -31,7 +31,7 @@ Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelle
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
 
 
-class _Headers(MutableHeaders):
+class Headers(MutableHeaders):
     # Made in every request, and set in almost every layer: `MutableHeaders(raw=...)` without its
     # checks, and a `__setitem__` that does the same in one pass.
 
@@ -68,19 +68,8 @@ class AppResponse(Response):
         background: A `BackgroundTask` to run after the inner app has ended; None when received.
     """
 
-    background: BackgroundTask | None = None
-
-    # A plain attribute: where Starlette has a property, it is looked up in every layer.
+    # Where Starlette has a property: it would be looked up in every layer.
     headers: MutableHeaders = None  # type: ignore[assignment]
-    # The headers as this layer received them; None: those of the message.
-    _received: list[tuple[bytes, bytes]] | None = None
-    # None as long as nobody has asked for the body: it is still to come from the source.
-    _body: Body | None = None
-    _bytes: bytes | None = None
-    _progress: Progress | None = None
-    _outcome: Outcome | None = None
-    # Whether it still can be changed: until the function ends or yields it.
-    _open = True
 
     def __init__(
         self, outbound: Outbound, message: Message, status: int, headers: list[tuple[bytes, bytes]]
@@ -89,7 +78,17 @@ class AppResponse(Response):
         self._outbound = outbound
         self._message = message
         self.status_code = status
-        self.headers = _Headers(headers)
+        self.headers = Headers(headers)
+        self.background = None
+        # None as long as nobody has asked for the body: it is still to come from the source.
+        self._body: Body | None = None
+        self._bytes: bytes | None = None
+        # The headers as this layer received them; None: those of the message.
+        self._received: list[tuple[bytes, bytes]] | None = None
+        # Whether it still can be changed: until the function ends or yields it.
+        self._open = True
+        self._progress: Progress | None = None
+        self._outcome: Outcome | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise _errors.called_response()
@@ -105,7 +104,7 @@ class AppResponse(Response):
 
     @raw_headers.setter
     def raw_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
-        self.headers = _Headers(headers)
+        self.headers = Headers(headers)
 
     @property
     def media_type(self) -> str | None:
@@ -333,18 +332,16 @@ class AppResponse(Response):
 
     def start_message(self) -> Message:
         """
-        The start that is sent: the very message that came, where nothing was changed.
+        The start that is sent: all that came with it, and what was changed.
         """
         message = self._message
         headers: Any = message.get("headers", ())
         raw = self.headers._list
-        if self.status_code == message["status"] and (
-            raw == headers or (type(headers) is tuple and raw == list(headers))
-        ):
-            return message
-        start = message.copy() if type(message) is dict else dict(message)
-        start["status"] = self.status_code
-        start["headers"] = raw
+        if type(headers) is not list and raw == list(headers):
+            # Not a list, or not there at all: let it be what it was.
+            start = {**message, "status": self.status_code}
+        else:
+            start = {**message, "status": self.status_code, "headers": raw}
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start

@@ -31,7 +31,7 @@ from . import _context, _errors
 from ._body import DISCONNECT, Body, CountedBody, LiveBody, Progress, TransformedBody
 from ._connection import Connection
 from ._context import current_task, open_scopes
-from ._drive import Begun, Driven, Turn
+from ._drive import Begun, Driven
 from ._response import AppResponse
 
 if TYPE_CHECKING:
@@ -69,36 +69,58 @@ _DRAINED: Final = 5  # the body is dropped, the trailers that follow it are not
 _REFUSED: Final = 6  # a flow failed: sending raises its exception
 
 
-class Outbound(Driven, Turn):
+class Outbound(Driven):
     """
     The way of one source's messages outward: its `send` and its `receive`.
-
-    Its turn is taken while one of its messages is being worked on.
     """
 
-    # What was raised where the travel waited for a message that never came.
-    thrown: BaseException | None = None
-    # The server's `send`, as soon as messages pass unseen.
-    passing: Send | None = None
-    # Whether a discarded source was made to believe that the client is gone.
-    told_gone = False
-    _state = _WAITING
-    _failure: BaseException | None = None
-    _signal: Discarded | None = None
-    _replacer: Tail | None = None
-    # Left behind by a start of which nobody knows whether the server has it.
-    _lost: Tail | None = None
-    _body: LiveBody | None = None
-    # Of the body as the source sends it, and of all bodies that its messages become.
-    _progress: Progress | None = None
-    _progresses: Sequence[Progress] = ()
-    _trailers = False
-    # Whether the start that was sent is another one than the source's.
-    _cut = False
+    __slots__ = (
+        "_body",
+        "_cut",
+        "_failure",
+        "_lost",
+        "_progress",
+        "_progresses",
+        "_replacer",
+        "_signal",
+        "_state",
+        "_trailers",
+        "exchange",
+        "passing",
+        "thrown",
+        "told_gone",
+    )
 
     def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
+        # As Driven.__init__, which would be another call in every request.
+        self.taken = False
+        self._free = None
         self._task = exchange.task
+        self.stepper = None
+        self.scopes = None
+        self._coroutine = None
+        self._paused = False
+
+        self.exchange = exchange
+        self._state = _WAITING
+        # The server's `send`, as soon as messages pass unseen.
+        self.passing: Send | None = None
+        # What was raised where the travel waited for a message that never came.
+        self.thrown: BaseException | None = None
+        # Whether a discarded source was made to believe that the client is gone.
+        self.told_gone = False
+        self._failure: BaseException | None = None
+        self._signal: Discarded | None = None
+        self._replacer: Tail | None = None
+        # Left behind by a start of which nobody knows whether the server has it.
+        self._lost: Tail | None = None
+        self._body: LiveBody | None = None
+        # Of the body as the source sends it, and of all bodies that its messages become.
+        self._progress: Progress | None = None
+        self._progresses: Sequence[Progress] = ()
+        self._trailers = False
+        # Whether the start that was sent is another one than the source's.
+        self._cut = False
 
     @property
     def is_head(self) -> bool:

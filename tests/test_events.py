@@ -320,6 +320,28 @@ async def test_function_raises_after_the_yield(
     assert server.sent == []
 
 
+async def test_every_send_raises_the_exception(spec: str | None, layers: Layers) -> None:
+    """After a function has raised nothing can be sent; the body raises the same exception."""
+    error = LookupError("of the middleware")
+    raised: list[BaseException] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in (start(), body(b"a", more=True), start(500), body(b"b")):
+            try:
+                await send(message)
+            except Exception as caught:
+                raised.append(caught)
+
+    async def mw(conn: Connection) -> Flow:
+        yield
+        raise error
+
+    server = await request(layers(app, mw), spec=spec, keep_error=True)
+    assert len(raised) == 4
+    assert raised[:2] == [error] * 2
+    assert server.error is error
+
+
 @pytest.mark.parametrize("reaction", REACTIONS)
 async def test_outer_function_answers_the_exception_of_an_inner_one(
     spec: str | None, fused: bool, reaction: Callable[[Send], Awaitable[None]]
@@ -1465,6 +1487,33 @@ async def test_app_learns_of_the_disconnect_after_the_step(
 
     await server.run(layers(app, mw), keep_error=True)
     assert events == ["step is over", "app was told"]
+
+
+@pytest.mark.parametrize("disconnect", ["repeated", "once"])
+@pytest.mark.parametrize("function", [passing, waiting])
+async def test_everyone_is_told_of_the_disconnect(
+    spec: str | None, layers: Layers, disconnect: Any, function: Callable[..., Any]
+) -> None:
+    """Everyone who asks is told, again and again; the server is asked by one at a time, once."""
+    server = Server(spec=spec, disconnect=disconnect)
+    told: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def listen() -> None:
+            told.extend([await receive(), await receive()])
+
+        assert (await receive())["type"] == "http.request"
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            await send(start())
+            await send(body(b"x", more=True))
+            server.disconnect()
+
+    await server.run(layers(app, function))
+    assert told == [DISCONNECT] * 6
+    assert server.most_receivers == 1
 
 
 @pytest.mark.parametrize("mode", ["early", "replaced"])

@@ -1313,6 +1313,27 @@ async def test_head_runs_no_transform_and_keeps_its_length(fused: bool) -> None:
     assert server.complete
 
 
+@pytest.mark.parametrize("status", [204, 205, 304])
+async def test_body_set_on_a_status_without_one_is_not_sent(status: int, fused: bool) -> None:
+    """A body that is set on a response that has none stays out of it."""
+    layer = editing(lambda response: setattr(response, "body", b"not to be sent"))
+    app = script(start(status), body(b""))
+    server = await request(stack(app, nothing, layer, nothing, fused=fused))
+
+    assert (server.status, server.body, server.complete) == (status, b"", True)
+
+
+async def test_body_set_on_a_head_response_gives_its_length(fused: bool) -> None:
+    """A HEAD response whose body is set says the length that a GET would have, and sends none."""
+    layer = editing(lambda response: setattr(response, "body", b"new"))
+    app = script(start(headers=[(b"content-length", b"20")]), body(b""))
+    server = await request(stack(app, nothing, layer, fused=fused), method="HEAD")
+
+    assert server.headers["content-length"] == "3"
+    assert server.complete
+    assert not any(message.get("body") for message in server.sent)
+
+
 async def test_status_changed_to_one_without_a_body(fused: bool) -> None:
     """A layer that makes a 200 a 304 and empties the body gives a legal response."""
 

@@ -478,25 +478,47 @@ async def test_timeout_of_asyncio_runs_out_in_the_body(spec: str | None, layers:
     """It may as well run out in mid-body, at `yield response`."""
     if not is_asyncio():
         return
+    limits: list[asyncio.Timeout] = []
     seen: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(start())
         await send(body(b"x", more=True))
+        limits[0].reschedule(0)
         await anyio.sleep_forever()
 
     async def mw(conn: Connection) -> Flow:
         response = yield
         try:
-            async with asyncio.timeout(0):
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
                 yield response
         except TimeoutError:
-            seen.append(response.bytes_sent)
+            seen.append((response.bytes_sent, response.outcome))
 
     server = await request(layers(app, mw), spec=spec)
-    assert server.types == ["start", "body"][: len(server.types)]
+    assert server.types == ["start", "body"]
     assert not server.complete
-    assert len(seen) == 1
+    assert seen == [(1, "cancelled")]
+    assert task().cancelling() == 0
+
+
+async def test_timeout_of_asyncio_runs_out_before_anything_is_sent(
+    spec: str | None, layers: Layers
+) -> None:
+    """A response whose start could not be sent is an error, also if the function is silent."""
+    if not is_asyncio():
+        return
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                yield response
+
+    server = await request(layers(plain_inner(), mw), spec=spec, keep_error=True)
+    assert server.sent == []
+    assert isinstance(server.error, Exception)
     assert task().cancelling() == 0
 
 

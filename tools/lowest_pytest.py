@@ -1,7 +1,9 @@
 """
-A pytest plugin: `anyio_mode = "auto"` for an anyio older than 4.11, which does not know it.
+A pytest plugin for `make test-lowest`: what the suite needs with the oldest dependencies.
 
-For `make test-lowest` only: `pytest -p tools.anyio_auto`.
+1. anyio knows `anyio_mode = "auto"` from 4.11 on.
+2. Before anyio 4.16 and Starlette 1.10 a `FileResponse` that is cancelled while it opens its
+   file leaves the file open, with or without httpmw.
 """
 
 from __future__ import annotations
@@ -20,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     Make the setting known.
     """
     parser.addini("anyio_mode", "taken as auto", default="auto")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """
+    Let the open files pass.
+    """
+    config.addinivalue_line("filterwarnings", "ignore:unclosed file:ResourceWarning")
 
 
 @pytest.hookimpl(tryfirst=True)
