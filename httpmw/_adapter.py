@@ -79,9 +79,9 @@ class HTTPMiddleware:
             self._functions = (dispatch,)
             self._inner = app
 
-    def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:
+    def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
         """
-        The middleware function of a subclass, to be overridden: `async def dispatch(self, conn)`.
+        Override this in a subclass, as `async def` with a `yield`.
 
         Args:
             conn: The request.
@@ -141,7 +141,7 @@ def _check(dispatch: Any) -> None:
     function = dispatch
     while isinstance(function, functools.partial):
         function = function.func
-    for candidate in (function, getattr(type(function), "__call__", None)):
+    for candidate in (function, getattr(type(function), "__call__", None)):  # noqa: B004
         if inspect.iscoroutinefunction(candidate):
             raise _errors.coroutine_function(dispatch)
         if inspect.isgeneratorfunction(candidate):
@@ -162,9 +162,7 @@ class _Application(Protocol):
 D = TypeVar("D", bound=Dispatch)
 
 
-def http_middleware(
-    app: _Application, *, when: Predicate | None = None
-) -> Callable[[D], D]:
+def http_middleware(app: _Application, *, when: Predicate | None = None) -> Callable[[D], D]:
     """
     Register the decorated middleware function with an application.
 

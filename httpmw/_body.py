@@ -26,7 +26,7 @@ from . import _errors
 from ._drive import PAUSED, Driven
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 CHUNK = 64 * 1024  # of a file, as in starlette.responses.FileResponse
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -447,9 +447,7 @@ class TransformedBody(Body):
         self._made.extend(self.inner.aside)
         self.inner.aside.clear()
         if chunk or not more_body:
-            self._made.append(
-                {"type": "http.response.body", "body": chunk, "more_body": more_body}
-            )
+            self._made.append({"type": "http.response.body", "body": chunk, "more_body": more_body})
 
     async def aclose(self) -> None:
         await close(self._iterator)
@@ -553,7 +551,7 @@ def _file_size(message: Message) -> int:
     # Counting never fails what would pass: the file may be out of our reach.
     try:
         if message["type"] == "http.response.pathsend":
-            return os.stat(message["path"]).st_size
+            return os.stat(message["path"]).st_size  # noqa: PTH116 - any path the app may send
         return _file_part(message)[2]
     except OSError:
         return 0

@@ -111,9 +111,7 @@ class Driven(Turn):
             pass  # it would have waited
 
     @types.coroutine
-    def _drive(
-        self, call: Any, argument: Any, *, begun: bool = False
-    ) -> Generator[Any, Any, Any]:
+    def _drive(self, call: Any, argument: Any, *, begun: bool = False) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
         task = _context.current_task()
         run = None

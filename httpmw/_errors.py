@@ -76,7 +76,7 @@ def place(subject: object) -> str:
     function: Any = subject
     while isinstance(function, functools.partial):
         function = function.func
-    for candidate in (function, getattr(type(function), "__call__", None)):
+    for candidate in (function, getattr(type(function), "__call__", None)):  # noqa: B004
         code = getattr(candidate, "__code__", None)
         if code is not None:
             return f"{code.co_qualname!r} ({code.co_filename}:{code.co_firstlineno})"
@@ -160,7 +160,8 @@ def no_add_middleware(app: object) -> TypeError:
     return TypeError(
         f"`http_middleware` needs an application with an `add_middleware` method, got "
         f"{place(app)}.\n"
-        "Write `@http_middleware(app)` above the function; for another ASGI app write `app = HTTPMiddleware(app, dispatch=mw)`."
+        "Write `@http_middleware(app)` above the function; for another ASGI app write "
+        "`app = HTTPMiddleware(app, dispatch=mw)`."
     )
 
 

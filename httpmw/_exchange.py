@@ -137,9 +137,7 @@ class Exchange:
 
     # ------------------------------------------------------------------ the way inward
 
-    async def inward(
-        self, functions: Sequence[Function]
-    ) -> BaseException | None:
+    async def inward(self, functions: Sequence[Function]) -> BaseException | None:
         """
         Take the first step of each flow, then call the app; give back what went wrong.
         """
@@ -245,9 +243,7 @@ class Exchange:
         tail.failure = await Outbound(self).run(value)
         return None
 
-    async def _limited(
-        self, functions: Sequence[Function], scopes: Any
-    ) -> BaseException | None:
+    async def _limited(self, functions: Sequence[Function], scopes: Any) -> BaseException | None:
         """
         Go on inward under the time limit of the innermost waiting flow.
         """
@@ -296,9 +292,7 @@ class Exchange:
             # These exceptions hold this frame: do not hold them in turn.
             failure = self.disconnect = None
 
-    async def settle(
-        self, failure: BaseException | None, floor: int
-    ) -> BaseException | None:
+    async def settle(self, failure: BaseException | None, floor: int) -> BaseException | None:
         """
         End every flow that is further in than *floor*, inside out; give back what went wrong.
         """
@@ -570,7 +564,7 @@ class Exchange:
                     scope.cancel()
                     await incoming.peek_latest()
                     looked = True
-            except Exception:  # noqa: BLE001 - the server's trouble is not this request's answer
+            except Exception:
                 break
             if not looked:
                 break

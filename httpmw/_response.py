@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from starlette.background import BackgroundTask
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -90,7 +89,7 @@ class AppResponse(Response):
         self._progress: Progress | None = None
         self._outcome: Outcome | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:  # noqa: ARG002
         raise _errors.called_response()
 
     # ------------------------------------------------------------------ headers
@@ -288,7 +287,7 @@ class AppResponse(Response):
     def _has_no_body(self) -> bool:
         # RFC 9110 sections 9.3.2 and 15: never a body, whatever the headers say.
         status = self.status_code
-        return self._outbound.is_head or status < 200 or status in (204, 205, 304)
+        return self._outbound.is_head or status < 200 or status in (204, 205, 304)  # noqa: PLR2004
 
     def take_body(self, response: AppResponse, iterator: Any, charset: str) -> None:
         """

@@ -257,9 +257,7 @@ class Outbound(Driven):
         exchange = self.exchange
         waiting = exchange.waiting
         self._trailers = message.get("trailers", False)
-        response = AppResponse(
-            self, message, message["status"], list(message.get("headers", ()))
-        )
+        response = AppResponse(self, message, message["status"], list(message.get("headers", ())))
         begun = None
         self.taken = True
         try:

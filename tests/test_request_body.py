@@ -470,6 +470,29 @@ async def test_too_large_is_answered_by_the_apps_own_handler(fused: bool) -> Non
     assert (server.status, server.body) == (413, b"shorter, please")
 
 
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+async def test_exception_handler_reads_the_body(read: bool) -> None:
+    """A handler of the application that a layer's `HTTPException` comes to can read the body."""
+
+    async def refuse(conn: Connection) -> Flow:
+        if read:
+            await conn.body()
+        raise HTTPException(400)
+        yield
+
+    async def handler(request: Request, error: Exception) -> Response:
+        return Response(b"refused: " + await request.body(), 400)
+
+    app = Starlette(
+        routes=[Route("/", echo, methods=["POST"])],
+        middleware=[Middleware(HTTPMiddleware, dispatch=refuse)],
+        exception_handlers={400: handler},
+    )
+    server = await request(app, method="POST", body=[b"a", b"b"])
+
+    assert (server.status, server.body) == (400, b"refused: ab")
+
+
 async def test_outer_layer_sees_the_refusal_as_a_response(fused: bool) -> None:
     """Layers further out get the 413 as a response that they can edit."""
     seen = []
@@ -522,6 +545,28 @@ async def test_limit_holds_for_a_body_that_was_read_before(fused: bool) -> None:
 
     assert refused == ["same layer", "inner layer"]
     assert server.body == b"abcd"
+
+
+async def test_exception_handler_reads_the_body_as_it_was_replaced() -> None:
+    """A handler sees the body that a layer further out put in place of the client's."""
+
+    async def refuse(conn: Connection) -> Flow:
+        raise HTTPException(400)
+        yield
+
+    async def handler(request: Request, error: Exception) -> Response:
+        return Response(await request.body(), 400)
+
+    app = Starlette(
+        middleware=[
+            Middleware(HTTPMiddleware, dispatch=replacing(b"new")),
+            Middleware(HTTPMiddleware, dispatch=refuse),
+        ],
+        exception_handlers={400: handler},
+    )
+    server = await request(app, method="POST", body=b"old")
+
+    assert server.body == b"new"
 
 
 # -- replace_body ----------------------------------------------------------------------------
