@@ -231,9 +231,10 @@ class TransformedRequest(Driven):
                 return {"type": "http.request", "body": b"", "more_body": False}
             if chunk and chunk is not PAUSED:
                 return {"type": "http.request", "body": chunk, "more_body": True}
-        while (message := await self._source.receive())["type"] == "http.request":
-            pass  # left over by a transform that ended early
-        return message
+        while True:  # a transform that ended early leaves something over
+            message = await self._source.receive()
+            if message["type"] != "http.request":
+                return message
 
     async def _advance(self) -> Any:
         try:

@@ -70,7 +70,7 @@ class Connection(Request):
     # How many messages it has read by hand.
     _position = 0
 
-    async def _receive(self) -> Message:
+    async def _receive(self) -> Message:  # pyrefly: ignore[bad-override-mutable-attribute]
         """
         Read one message ahead of the inner app, which still gets it.
         """
@@ -87,7 +87,9 @@ class Connection(Request):
         # What was read ahead stays for the inner app; news can only come behind it.
         return await self._open().peek_latest()
 
-    async def _send(self, message: Message) -> None:
+    async def _send(  # pyrefly: ignore[bad-override-mutable-attribute]
+        self, message: Message
+    ) -> None:
         assert self._exchange is not None
         await self._exchange.server_send(message)
 
@@ -222,9 +224,10 @@ class Connection(Request):
         source = self._outgoing or self._open()
 
         async def pull() -> Message:
-            while (message := await source.receive())["type"] == "http.request":
-                pass  # the replaced body
-            return message
+            while True:  # the replaced body
+                message = await source.receive()
+                if message["type"] != "http.request":
+                    return message
 
         incoming = Incoming(pull)
         incoming.join(0, body)

@@ -27,7 +27,7 @@ _running_loop = asyncio._get_running_loop
 _asyncio_current_task: Callable[[Any], Any] = asyncio.current_task
 if sys.version_info < (3, 12):
     # What it looks into, at a third of its price.
-    _asyncio_current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+    _asyncio_current_task = vars(asyncio.tasks)["_current_tasks"].get
 
 
 def _trio() -> Any:

@@ -157,6 +157,7 @@ class Exchange:
             conn._exchange = self
             if self.incoming is not None:
                 conn._incoming = self.incoming
+            flow: Any = None
             try:
                 flow = function(conn)
                 if flow is None:
@@ -176,7 +177,7 @@ class Exchange:
                     flow = value
                     value = await flow.asend(None)
             except StopAsyncIteration:
-                return _errors.no_yield(flow)
+                return _errors.no_yield(flow or function)
             except BaseException as exc:
                 return await self._raised(conn, exc)
             if value is not None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
@@ -68,7 +68,7 @@ class AppResponse(Response):
     """
 
     # Where Starlette has a property: it would be looked up in every layer.
-    headers: MutableHeaders = None  # type: ignore[assignment]
+    headers: MutableHeaders = cast(MutableHeaders, None)
 
     def __init__(
         self, outbound: Outbound, message: Message, status: int, headers: list[tuple[bytes, bytes]]
@@ -125,7 +125,7 @@ class AppResponse(Response):
         self.headers["content-type"] = value
 
     @property
-    def charset(self) -> str:  # type: ignore[override]
+    def charset(self) -> str:  # type: ignore[override]  # pyrefly: ignore[bad-override]
         """
         The charset of the `content-type` header, `utf-8` where it names none.
         """
