@@ -16,32 +16,40 @@ import math
 import sys
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, Final
 from weakref import ref
 
 import anyio
 
 from . import _errors
 
-_running_loop = asyncio._get_running_loop
-_asyncio_current_task: Callable[[Any], Any] = asyncio.current_task
+running_loop: Final = asyncio._get_running_loop
+_task_in: Callable[[Any], Any] = asyncio.current_task
 if sys.version_info < (3, 12):
-    # What it looks into, at a third of its price.
-    _asyncio_current_task = vars(asyncio.tasks)["_current_tasks"].get
+    # What `current_task` looks into, at a third of its price.
+    _task_in = vars(asyncio.tasks)["_current_tasks"].get
 
 
 def _trio() -> Any:
     return sys.modules.get("trio")
 
 
+def task_in(loop: Any) -> Any:
+    """
+    The running task, given `running_loop()`; of trio where that is None.
+
+    Whoever asks more than once keeps the loop: to find it costs a system call before Python 3.12.
+    """
+    task = None if loop is None else _task_in(loop)
+    # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
+    return task or _trio_task()
+
+
 def current_task() -> Any:
     """
     The running task of asyncio or trio, None where there is neither.
     """
-    loop = _running_loop()
-    task = None if loop is None else _asyncio_current_task(loop)
-    # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
-    return task or _trio_task()
+    return task_in(running_loop())
 
 
 def _trio_task() -> Any:

@@ -41,7 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
 from ._connection import Connection
-from ._context import current_task, open_scopes, scope_state
+from ._context import open_scopes, running_loop, scope_state, task_in
 from ._drive import Turn
 from ._response import AppResponse, Outcome
 from ._travel import Discarded, Outbound, not_a_new_response
@@ -95,6 +95,7 @@ class Exchange:
         "incoming",
         "limit",
         "limits",
+        "loop",
         "paused",
         "scope",
         "scope_state",
@@ -110,7 +111,8 @@ class Exchange:
         self.scope = scope
         self._server_receive = receive
         self.server_send = send
-        self.task = task = current_task()
+        self.loop = loop = running_loop()
+        self.task = task = task_in(loop)
         self.scope_state = scope_state(task)
         self.waiting: list[AnyFlow] = []
         self.tails: list[Tail] = []

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 from . import _context, _errors
 from ._body import DISCONNECT, Body, CountedBody, LiveBody, Progress, TransformedBody
 from ._connection import Connection
-from ._context import current_task, open_scopes
+from ._context import open_scopes, task_in
 from ._drive import Begun, Driven
 from ._response import AppResponse
 
@@ -261,7 +261,7 @@ class Outbound(Driven):
         begun = None
         self.taken = True
         try:
-            if exchange.limits is None and current_task() is self._task:
+            if exchange.limits is None and task_in(exchange.loop) is self._task:
                 self.stepper = task = self._task
                 state = exchange.scope_state
                 self.scopes = open_scopes(task) if state is None else state.cancel_scope
