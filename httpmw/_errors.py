@@ -245,7 +245,8 @@ def not_held(flow: object, exc: BaseException) -> MiddlewareError:
         f"middleware function {place(flow)} was resumed in the task that sends the response and "
         f"failed there with: {exc}\n"
         "An object that belongs to one task (anyio.Lock, anyio.CapacityLimiter, a cancel scope) "
-        "cannot be held across a yield. Use an anyio.Semaphore or an asyncio.Lock."
+        "cannot be released there. Release it after `yield response`, where the function is back "
+        "in its own task, or use an anyio.Semaphore or an asyncio.Lock."
     )
 
 
