@@ -28,7 +28,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from types import AsyncGeneratorType
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any, Final, TypeAlias, cast
 
 import anyio
@@ -576,8 +576,8 @@ class Exchange:
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:
     error = _errors.not_a_generator(function, value)
-    if hasattr(value, "close"):
-        value.close()  # a coroutine that nobody will await
+    if isinstance(value, CoroutineType):
+        value.close()  # nobody will await it
     return error
 
 

@@ -20,6 +20,7 @@ import copy
 import math
 import time
 from collections.abc import Awaitable, Sequence
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import anyio.lowlevel
@@ -609,6 +610,6 @@ def not_a_new_response(flow: AnyFlow, value: Any) -> _errors.MiddlewareError | N
         return None
     if hasattr(value, "asend"):
         return _errors.late_delegation(flow)
-    if hasattr(value, "close"):
-        value.close()
+    if isinstance(value, CoroutineType):
+        value.close()  # nobody will await it
     return _errors.bad_yield(flow, value)
