@@ -150,7 +150,8 @@ def _check(dispatch: Any) -> None:
 
 def _check_predicate(when: Any) -> None:
     # The coroutine of an `async def` would count as true.
-    if not callable(when) or inspect.iscoroutinefunction(when):
+    call = getattr(type(when), "__call__", None)  # noqa: B004
+    if not callable(when) or any(map(inspect.iscoroutinefunction, (when, call))):
         raise _errors.bad_predicate(when)
 
 

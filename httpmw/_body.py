@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from . import _errors
-from ._drive import PAUSED, Driven
+from ._drive import PAUSED, Driven, Turn
 
 if TYPE_CHECKING:
     from typing import Self
@@ -75,6 +75,7 @@ class Incoming:
     def __init__(self, pull: Callable[[], Awaitable[Message]]) -> None:
         self._pull = pull
         self._ahead: deque[Message] = deque()
+        self._looking = Turn()
 
     async def receive(self) -> Message:
         message = self._ahead.popleft() if self._ahead else await self._pull()
@@ -88,17 +89,27 @@ class Incoming:
         """
         if self.taken:
             raise _errors.request_body_taken()
-        while len(self._ahead) <= position:
-            message = await self._pull()
-            self._ahead.append(message)
+        await self._look(position + 1)
         return self._ahead[position]
+
+    async def _look(self, count: int) -> None:
+        # One at a time: two that read the same body must not pull a message each.
+        turn = self._looking
+        await turn.wait()
+        turn.taken = True
+        try:
+            while len(self._ahead) < count:
+                message = await self._pull()
+                self._ahead.append(message)
+        finally:
+            turn.leave()
 
     async def peek_latest(self) -> Message:
         """
         Read one message more ahead; nothing is pulled behind a disconnect.
         """
         if not self._ahead or self._ahead[-1]["type"] != "http.disconnect":
-            self._ahead.append(await self._pull())
+            await self._look(len(self._ahead) + 1)
         return self._ahead[-1]
 
     def join(self, count: int, body: bytes) -> int:
@@ -266,8 +277,10 @@ class Progress:
     started_at: float | None = None
     ended_at: float | None = None
 
-    def __init__(self, *, trailers: bool, made: bool = False) -> None:
+    def __init__(self, *, trailers: bool, made: bool = False, head: bool = False) -> None:
         self._trailers = trailers
+        # RFC 9110 section 9.3.2: what is handed over as the answer to a HEAD is not sent.
+        self._head = head
         # Whether the messages are made by a middleware, and not the source's own.
         self.made = made
         self._last: Message | None = None
@@ -286,7 +299,9 @@ class Progress:
 
     def count(self, message: Message) -> None:
         kind = message["type"]
-        if kind == "http.response.body":
+        if self._head:
+            pass
+        elif kind == "http.response.body":
             self.bytes_sent += len(message.get("body", b""))
         elif kind in _BODY:
             self.bytes_sent += _file_size(message)

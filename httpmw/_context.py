@@ -133,11 +133,13 @@ def open_scopes(task: Any) -> Any:
     """
     A fingerprint of the scopes that *task*, the running one, holds open; compare with `!=`.
     """
+    if task is None:
+        return None
     try:
         state = (_states or _find_states()).get(ref(task))
         if state is not None:
             return state.cancel_scope
-        if isinstance(task, asyncio.Task) or task is None:
+        if isinstance(task, asyncio.Task):
             return None
         return (task._cancel_status, len(task.child_nurseries))
     except Exception:  # noqa: BLE001 - rule 2

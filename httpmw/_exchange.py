@@ -88,10 +88,12 @@ class Exchange:
         "_receiving",
         "_server_receive",
         "app",
+        "application",
         "body_taken",
         "disconnect",
         "entered",
         "gone",
+        "handlers",
         "incoming",
         "limit",
         "limits",
@@ -109,6 +111,9 @@ class Exchange:
     def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         self.app = app
         self.scope = scope
+        # The application and its handlers as they are out here; an inner one puts its own there.
+        self.application = scope.get("app")
+        self.handlers = scope.get("starlette.exception_handlers")
         self._server_receive = receive
         self.server_send = send
         self.loop = loop = running_loop()
@@ -163,6 +168,7 @@ class Exchange:
             try:
                 flow = function(conn)
                 if flow is None:
+                    self.limit = None
                     continue
                 if type(flow) is AsyncGeneratorType:
                     _set_hooks(None)
@@ -176,6 +182,8 @@ class Exchange:
                 while value is not None and hasattr(value, "asend"):
                     # Delegation: the other function runs inside of this one.
                     waiting.append(flow)
+                    if self.limit is not None:
+                        return await self._limited((_giving(value), *rest), scopes)
                     flow = value
                     value = await flow.asend(None)
             except StopAsyncIteration:
@@ -453,7 +461,7 @@ class Exchange:
         if not isinstance(exc, HTTPException):
             return None, exc
         try:
-            return await _handlers.answer(conn, exc), exc
+            return await _handlers.answer(conn, exc, self.application, self.handlers), exc
         except GeneratorExit:
             raise
         except BaseException as raised:
@@ -493,9 +501,7 @@ class Exchange:
             closing = each.aclose()
             try:
                 closing.send(None)
-            except (StopIteration, RuntimeError):
-                pass
-            except GeneratorExit:
+            except BaseException:  # noqa: S110 - the others are closed all the same
                 pass
 
     def add_transform(self, transform: Any) -> None:
@@ -572,6 +578,10 @@ class Exchange:
             if not looked:
                 break
         return self.gone
+
+
+def _giving(flow: AnyFlow) -> Function:
+    return lambda _: flow
 
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:

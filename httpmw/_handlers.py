@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from ._connection import Connection
 
 
-async def answer(conn: Connection, exc: HTTPException) -> Response | None:
+async def answer(
+    conn: Connection, exc: HTTPException, application: Any, handlers: Any
+) -> Response | None:
     """
     Make a response of *exc* with the application's own handler; None where it gives none.
     """
-    handler = _find(conn.scope, exc)
+    handler = _find(exc, application, handlers)
     if handler is None:
         return _default(exc)
     if _is_async(handler):
@@ -33,12 +35,12 @@ async def answer(conn: Connection, exc: HTTPException) -> Response | None:
     return response if isinstance(response, Response) else None
 
 
-def _find(scope: Mapping[str, Any], exc: HTTPException) -> Any:
+def _find(exc: HTTPException, application: Any, found: Any) -> Any:
     by_class: Mapping[Any, Any]
-    if "starlette.exception_handlers" in scope:
-        by_class, by_status = scope["starlette.exception_handlers"]
+    if found is not None:
+        by_class, by_status = found
     else:
-        handlers = getattr(scope.get("app"), "exception_handlers", None)
+        handlers = getattr(application, "exception_handlers", None)
         by_class = handlers if isinstance(handlers, Mapping) else {}
         # 500 and Exception belong to ServerErrorMiddleware, which sits outside of everything.
         by_class = {key: value for key, value in by_class.items() if key not in (500, Exception)}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from starlette.datastructures import MutableHeaders
@@ -81,6 +82,8 @@ class AppResponse(Response):
         self.background = None
         # None as long as nobody has asked for the body: it is still to come from the source.
         self._body: Body | None = None
+        # The same as this layer received it.
+        self._given_body: Body | None = None
         self._bytes: bytes | None = None
         # The headers as this layer received them; None: those of the message.
         self._received: list[tuple[bytes, bytes]] | None = None
@@ -198,7 +201,7 @@ class AppResponse(Response):
         inner = self._replaceable()
         self._body = FixedBody(body, inner)
         self._bytes = body
-        self.headers["content-length"] = str(len(body))
+        self._set_length(b"%d" % len(body))
         headers = self._received or self._message.get("headers", ())
         received = {key.lower(): value for key, value in headers}
         self.raw_headers[:] = [
@@ -232,7 +235,7 @@ class AppResponse(Response):
     def body_iterator(self, iterator: Any) -> None:
         self.take_body(self, iterator, self.charset)
         self._bytes = None
-        del self.headers["content-length"]
+        self._set_length(None)
 
     def _replaceable(self) -> Body:
         if not self._open:
@@ -240,6 +243,26 @@ class AppResponse(Response):
         if self._body is None:
             self._body = self._outbound.live_body()
         return self._body
+
+    def _set_length(self, length: bytes | None) -> None:
+        # In any case of letters: ASGI wants lower case, but not every app knows.
+        self.raw_headers[:] = [
+            pair for pair in self.raw_headers if pair[0].lower() != b"content-length"
+        ]
+        if length is not None:
+            self.raw_headers.append((b"content-length", length))
+
+    def _set_length_of_nothing(self) -> None:
+        # RFC 9110 section 8.6: none with 1xx and 204; with 304 it is that of the 200 there would
+        # have been, which the app knows best; to HEAD that of the body set.
+        if self.status_code == HTTPStatus.RESET_CONTENT:
+            self._set_length(b"0")
+        elif self.status_code == HTTPStatus.NOT_MODIFIED:
+            headers = self._received or self._message.get("headers", ())
+            lengths = [value for key, value in headers if key.lower() == b"content-length"]
+            self._set_length(lengths[0] if lengths else None)
+        elif self.status_code < HTTPStatus.OK or self.status_code == HTTPStatus.NO_CONTENT:
+            self._set_length(None)
 
     def _declared_length(self) -> int:
         length = self.headers.get("content-length", "")
@@ -309,14 +332,19 @@ class AppResponse(Response):
         Settle what is sent; nothing can be changed any more.
         """
         self._open = False
-        if isinstance(self._body, FixedBody):
-            self._body.inner.drop()
-        if self._body is not None and self._has_no_body():
-            if isinstance(self._body, FixedBody):
-                self._body.data = b""
-            while isinstance(self._body, TransformedBody):  # never started; closed at the end
-                self._body = self._body.inner
-                self._body.transformed = False
+        body = self._body
+        if body is None or body is self._given_body:
+            return
+        if isinstance(body, FixedBody):
+            body.inner.drop()
+        if self._has_no_body():
+            if isinstance(body, FixedBody):
+                body.data = b""
+                self._set_length_of_nothing()
+            # A transform was never started; it is closed at the end.
+            while isinstance(body, TransformedBody) and body is not self._given_body:
+                body = self._body = body.inner
+                body.transformed = False
 
     def outward(self) -> AppResponse:
         """
@@ -326,7 +354,7 @@ class AppResponse(Response):
             self._outbound, self._message, self.status_code, list(self.raw_headers)
         )
         response._received = response.raw_headers.copy()
-        response._body = self._body
+        response._body = response._given_body = self._body
         return response
 
     def start_message(self) -> Message:

@@ -413,7 +413,7 @@ class Outbound(Driven):
             return self._progress
         trailers = self._trailers and (body is None or isinstance(body.source, LiveBody))
         made = body is not None and body.is_made()
-        progress = Progress(trailers=trailers, made=made)
+        progress = Progress(trailers=trailers, made=made, head=self.is_head)
         if body is None:
             self._progress = progress
         else:

@@ -768,3 +768,62 @@ async def test_messages_of_the_server_are_not_changed(fused: bool) -> None:
     await stack(app, nothing, nothing, fused=fused)(server.scope, receive, server.send)
 
     assert got == [odd]
+
+
+async def test_time_limit_of_a_delegating_function_is_its_own() -> None:
+    """A limit set before `yield other(conn)` is raised there, whatever limit the other sets."""
+
+    async def other(conn: Connection) -> Flow:
+        conn.fail_after(60)
+        yield
+
+    async def delegates(conn: Connection) -> Flow:
+        conn.fail_after(0.01)
+        try:
+            yield other(conn)
+        except TimeoutError:
+            yield PlainTextResponse("too slow", 504)
+
+    async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+        await anyio.sleep_forever()
+
+    server = await request(stack(hangs, delegates, fused=True))
+
+    assert (server.status, server.body) == (504, b"too slow")
+
+
+async def test_time_limit_of_a_layer_that_stepped_aside_is_gone() -> None:
+    """A function that sets a limit and returns None limits nobody."""
+
+    def steps_aside(conn: Connection) -> None:
+        conn.fail_after(0)
+
+    async def passes(conn: Connection) -> Flow:
+        yield
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await anyio.lowlevel.checkpoint()
+        await PlainTextResponse("in time")(scope, receive, send)
+
+    server = await request(stack(app, steps_aside, passes, fused=True))
+
+    assert server.body == b"in time"
+
+
+async def test_two_readers_of_one_body_get_it_both() -> None:
+    """`body()` called from two tasks at once neither hangs nor takes a message too many."""
+    got: list[bytes] = []
+
+    async def mw(conn: Connection) -> Flow:
+        async def read() -> None:
+            got.append(await conn.body())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            group.start_soon(read)
+        yield
+
+    with anyio.fail_after(5):
+        await request(stack(PlainTextResponse("ok"), mw, fused=True), method="POST", body=b"once")
+
+    assert got == [b"once", b"once"]

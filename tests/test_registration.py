@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -614,3 +615,40 @@ async def test_app_attribute_is_the_app_that_was_wrapped() -> None:
 
     assert inner.app is plain_app
     assert outer.app is inner
+
+
+async def test_handlers_are_those_of_the_application_outside() -> None:
+    """An HTTPException after the yield meets the handlers of its own app, not of a mounted one."""
+
+    def answering(text: str) -> Any:
+        return lambda request, exc: PlainTextResponse(text, exc.status_code)
+
+    async def mw(conn: Connection) -> Flow:
+        yield
+        raise HTTPException(418)
+
+    inner = Starlette(
+        routes=[Route("/", lambda request: PlainTextResponse("ok"))],
+        exception_handlers={HTTPException: answering("inner")},
+    )
+    app = Starlette(
+        routes=[Mount("/inner", inner)],
+        middleware=[Middleware(HTTPMiddleware, dispatch=mw)],
+        exception_handlers={HTTPException: answering("outer")},
+    )
+
+    assert (await request(app, path="/inner/")).body == b"outer"
+
+
+def test_predicate_object_that_is_async_is_refused() -> None:
+    """An object whose `__call__` is `async def` would always be true."""
+
+    class Asks:
+        async def __call__(self, conn: Connection) -> bool:
+            return False
+
+    async def mw(conn: Connection) -> Flow:
+        yield
+
+    with pytest.raises(TypeError, match="when"):
+        HTTPMiddleware(PlainTextResponse("ok"), dispatch=mw, when=Asks())  # type: ignore[arg-type]

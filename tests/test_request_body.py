@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from httpmw import BodyTooLarge, Connection, Flow, HTTPMiddleware
+from httpmw import BodyTooLarge, Connection, Flow, HTTPMiddleware, MiddlewareError
 from tests.harness import Server, request, stack
 
 Dispatch = Callable[[Connection], Flow]
@@ -875,6 +875,56 @@ async def test_failure_of_a_transform_is_that_very_exception(fused: bool) -> Non
 
     assert server.error is failure
     assert server.sent == []
+
+
+async def test_failure_of_a_transform_is_raised_again(fused: bool) -> None:
+    """An app that goes on after the transform failed gets the same exception, and no end."""
+    failure = ValueError("bad chunk")
+    caught: list[BaseException] = []
+
+    async def fail(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async for _ in body:
+            raise failure
+        yield b""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(2):
+            try:
+                await receive()
+            except ValueError as error:
+                caught.append(error)
+        await ignore(scope, receive, send)
+
+    await request(
+        stack(app, transforming(fail), nothing, fused=fused), method="POST", body=[b"a", b"b"]
+    )
+
+    assert caught == [failure, failure]
+
+
+async def test_cancelled_transform_says_so(fused: bool) -> None:
+    """A transform that the app cancelled in an await of its own is named as the reason."""
+    messages: list[str] = []
+
+    async def waiting(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async for chunk in body:
+            await anyio.sleep_forever()
+            yield chunk
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as poll:
+            poll.cancel()
+            await receive()
+        with pytest.raises(MiddlewareError) as caught:
+            await receive()
+        messages.append(str(caught.value))
+        await ignore(scope, receive, send)
+
+    await request(
+        stack(app, transforming(waiting), nothing, fused=fused), method="POST", body=[b"a", b"b"]
+    )
+
+    assert "cancelled" in messages[0]
 
 
 async def test_transform_is_closed_when_the_app_stops_reading(fused: bool) -> None:

@@ -1947,3 +1947,60 @@ async def test_random_readers_change_nothing_for_the_client(file: Path, fused: b
                 found = [[m for m in s.sent if m["type"] == kind] for s in (bare, layered)]
                 assert found[0] == found[1], f"seed {seed}"
             assert layered.complete, f"seed {seed}"
+
+
+@pytest.mark.parametrize("how", ["set", "transformed"])
+async def test_length_in_capitals_is_corrected_as_well(how: str) -> None:
+    """An app that writes `Content-Length` in capitals does not end up with two lengths."""
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        if how == "set":
+            response.body = b"longer body"
+        else:
+            response.body_iterator = doubled(response.body_iterator)
+
+    async def doubled(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async for chunk in chunks:
+            yield chunk * 2
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"Content-Length", b"5")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    server = await request(stack(app, mw, fused=True))
+
+    lengths = [value for key, value in server.headers.raw if key.lower() == b"content-length"]
+    assert lengths == ([b"11"] if how == "set" else [])
+
+
+@pytest.mark.parametrize(("status", "expected"), [(204, None), (205, "0"), (304, None)])
+async def test_length_of_a_body_that_is_never_sent(status: int, expected: str | None) -> None:
+    """A body set on a status that has none leaves no length of it behind (RFC 9110 section 8.6)."""
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.body = b"nobody sees it"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    server = await request(stack(app, mw, fused=True))
+
+    assert (server.headers.get("content-length"), server.body) == (expected, b"")
+
+
+async def test_bytes_of_an_answer_to_head_are_not_sent() -> None:
+    """What an app hands over as the body of an answer to HEAD does not count."""
+    seen: list[int] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        seen.append(response.bytes_sent)
+
+    await request(stack(PlainTextResponse("hello"), mw, fused=True), method="HEAD")
+
+    assert seen == [0]
