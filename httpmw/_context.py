@@ -30,10 +30,6 @@ if sys.version_info < (3, 12):
     _task_in = vars(asyncio.tasks)["_current_tasks"].get
 
 
-def _trio() -> Any:
-    return sys.modules.get("trio")
-
-
 def task_in(loop: Any) -> Any:
     """
     The running task, given `running_loop()`; of trio where that is None.
@@ -104,8 +100,7 @@ class runner_in:  # noqa: N801 - used like a function
 # Open scopes. anyio keeps the innermost scope of a task in `_task_states`; trio in
 # `Task._cancel_status`, and the nurseries of a task are public.
 
-_NO_STATES: dict[Any, Any] = {}
-_states = _NO_STATES
+_states: dict[Any, Any] = {}
 
 
 def _find_states() -> dict[Any, Any]:
@@ -169,7 +164,7 @@ class _Deadline:
 def is_cancellation(exc: BaseException | None) -> bool:
     if isinstance(exc, asyncio.CancelledError):
         return True
-    trio = _trio()
+    trio = sys.modules.get("trio")
     return trio is not None and isinstance(exc, trio.Cancelled)
 
 
