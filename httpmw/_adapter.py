@@ -7,11 +7,11 @@ import inspect
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from . import _errors
 from ._connection import Connection
-from ._exchange import Exchange
+from ._exchange import Adapter
 from ._response import AppResponse
 
 __all__ = ["Flow", "HTTPMiddleware", "http_middleware"]
@@ -28,7 +28,7 @@ Dispatch: TypeAlias = Callable[[Connection], AsyncGenerator[Any, AppResponse] | 
 Predicate: TypeAlias = Callable[[Connection], bool]
 
 
-class HTTPMiddleware:
+class HTTPMiddleware(Adapter):
     """
     Run a middleware function around an ASGI app, for each HTTP request.
 
@@ -71,13 +71,7 @@ class HTTPMiddleware:
             _check_predicate(when)
             dispatch = _conditional(dispatch, when)
         self.app = app
-        if isinstance(app, HTTPMiddleware) and type(app).__call__ is HTTPMiddleware.__call__:
-            # A neighbour: take over its functions, so that one adapter drives them all.
-            self._functions: tuple[Dispatch, ...] = (dispatch, *app._functions)
-            self._inner: ASGIApp = app._inner
-        else:
-            self._functions = (dispatch,)
-            self._inner = app
+        self.take((dispatch,), app)
 
     def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
         """
@@ -90,29 +84,6 @@ class HTTPMiddleware:
             The flow of this request; here one that changes nothing.
         """
         return _unchanged()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """
-        Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
-        """
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        exchange = Exchange(self._inner, scope, receive, send)
-        failure: BaseException | None = None
-        try:
-            failure = await exchange.inward(self._functions)
-            if failure is not None or exchange.tails or exchange.waiting or exchange.transforms:
-                failure = await exchange.end(failure)
-        except BaseException:
-            # Closed from outside, or an error of our own: every flow is ended all the same.
-            exchange.abandon()
-            raise
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                failure = None  # it holds this frame: do not hold it in turn
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in {"_functions", "_inner"}:

@@ -201,7 +201,8 @@ class TransformedRequest(Driven):
     A request body on its way through a middleware's async generator.
 
     The generator is driven by hand and waits for its input at the marker. So a `receive` of the
-    inner app that is cancelled, as `Request.is_disconnected()` does each time, never kills it.
+    inner app that is cancelled, as `Request.is_disconnected()` does each time, never kills it
+    while it waits for that; where it waits for something of its own it does.
     """
 
     def __init__(self, task: Any, source: Incoming, iterator: AsyncIterator[Any]) -> None:
@@ -247,6 +248,9 @@ class TransformedRequest(Driven):
             if message["type"] != "http.request":
                 return message
 
+    def crossed(self) -> BaseException:
+        return _errors.scope_over_request()
+
     async def _advance(self) -> Any:
         try:
             return as_bytes(await anext(self._iterator))
@@ -256,9 +260,10 @@ class TransformedRequest(Driven):
     async def aclose(self) -> None:
         if self.paused:
             try:
-                await self.fail(GeneratorExit())
+                await self.give_up()
             except (GeneratorExit, ClientDisconnect):
                 pass
+        self._source.transform = None
         await close(self._iterator)
 
 
@@ -304,7 +309,7 @@ class Progress:
         elif kind == "http.response.body":
             self.bytes_sent += len(message.get("body", b""))
         elif kind in _BODY:
-            self.bytes_sent += _file_size(message)
+            self.bytes_sent += message.get("size") or _file_size(message)
         self.complete = is_last(message, trailers=self._trailers)
 
 
@@ -426,6 +431,9 @@ class TransformedBody(Body):
     A body on its way through a middleware's async generator.
     """
 
+    # Whether the response has no body, so that nothing of it is sent (RFC 9110 sections 9.3.2, 15).
+    silent = False
+
     def __init__(self, inner: Body, iterator: Any, charset: str) -> None:
         super().__init__()
         self.inner = inner
@@ -454,6 +462,8 @@ class TransformedBody(Body):
         try:
             while more_body and not chunk and not self.inner.aside:
                 chunk = as_bytes(await anext(self._iterator), self._charset)
+                if self.silent:
+                    chunk = b""
         except StopAsyncIteration:
             more_body = False
         except BaseException as exc:
@@ -493,7 +503,7 @@ class CountedBody(Body):
     async def pull(self) -> Message:
         message = await self.inner.take()
         self.ended = ends_body(message)
-        self._progress.take(message)
+        self._progress.take(await sized(message))
         return message
 
     def drop(self) -> list[Message]:
@@ -561,6 +571,15 @@ class ResponseChunks(AsyncIterator[bytes]):
 
 
 _BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopysend")
+
+
+async def sized(message: Message) -> Message:
+    """
+    Note the size of the file of a `pathsend`, for who counts; not in the event loop.
+    """
+    if message["type"] != "http.response.pathsend":
+        return message
+    return {**message, "size": await anyio.to_thread.run_sync(_file_size, message)}
 
 
 def _file_size(message: Message) -> int:

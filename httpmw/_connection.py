@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from starlette.requests import ClientDisconnect, Request, empty_receive, empty_send
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _errors
 from ._body import (
@@ -16,6 +16,7 @@ from ._body import (
     as_bytes,
     as_iterator,
 )
+from ._limit import Limit
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
@@ -248,7 +249,14 @@ class Connection(Request):
         Raises:
             MiddlewareError: After the yield, where it would have no effect.
         """
-        self._before_the_yield("conn.fail_after()").limit = seconds
+        exchange = self._before_the_yield("conn.fail_after()")
+        outer = exchange.around
+
+        def around(app: ASGIApp) -> ASGIApp:
+            limit = Limit(app, seconds)
+            return limit if outer is None else outer(limit)
+
+        exchange.around = around
 
     def _before_the_yield(self, what: str) -> Exchange:
         exchange = self._exchange

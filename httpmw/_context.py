@@ -24,31 +24,25 @@ import anyio
 from . import _errors
 
 running_loop: Final = asyncio._get_running_loop
-_task_in: Callable[[Any], Any] = asyncio.current_task
+task_of: Callable[[Any], Any] = asyncio.current_task
 if sys.version_info < (3, 12):
     # What `current_task` looks into, at a third of its price.
-    _task_in = vars(asyncio.tasks)["_current_tasks"].get
-
-
-def task_in(loop: Any) -> Any:
-    """
-    The running task, given `running_loop()`; of trio where that is None.
-
-    Whoever asks more than once keeps the loop: to find it costs a system call before Python 3.12.
-    """
-    task = None if loop is None else _task_in(loop)
-    # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
-    return task or _trio_task()
+    task_of = vars(asyncio.tasks)["_current_tasks"].get
 
 
 def current_task() -> Any:
     """
     The running task of asyncio or trio, None where there is neither.
+
+    Whoever asks more than once keeps the loop: to find it costs a system call before Python 3.12.
     """
-    return task_in(running_loop())
+    loop = running_loop()
+    task = None if loop is None else task_of(loop)
+    # A trio run in guest mode lives inside an asyncio loop, outside of its tasks.
+    return task or trio_task()
 
 
-def _trio_task() -> Any:
+def trio_task() -> Any:
     try:
         return sys.modules["trio"].lowlevel.current_task()
     except (KeyError, RuntimeError):
@@ -100,28 +94,42 @@ class runner_in:  # noqa: N801 - used like a function
 # Open scopes. anyio keeps the innermost scope of a task in `_task_states`; trio in
 # `Task._cancel_status`, and the nurseries of a task are public.
 
-_states: dict[Any, Any] = {}
+states: Any = None
 
 
-def _find_states() -> dict[Any, Any]:
-    # anyio imports its backend when it is first used; before that no scope can be open.
-    global _states  # noqa: PLW0603 - looked up once
-    module = sys.modules.get("anyio._backends._asyncio")
-    if module is not None:
-        _states = module._task_states.data  # of a WeakKeyDictionary, without a call in between
-    return _states
-
-
-def scope_state(task: Any) -> Any:
+def find_states() -> None:
     """
-    What anyio knows of *task*, None where it has none yet; it stays the same while the task lives.
-
-    Its `cancel_scope` is what `open_scopes` gives, without a look-up.
+    Find what anyio knows of the tasks of asyncio; to be called before the first request.
     """
+    global states  # noqa: PLW0603 - looked up once, and read in every request
+    if states is None:
+        try:
+            from anyio._backends import _asyncio  # noqa: PLC0415 - anyio too imports it that late
+
+            states = states_in(_asyncio)
+        except ImportError:
+            states = NoStates()
+
+
+def states_in(backend: Any) -> Any:
     try:
-        return (_states or _find_states()).get(ref(task))
-    except Exception:  # noqa: BLE001 - rule 2
-        return None
+        found = backend._task_states.data  # of a WeakKeyDictionary, without a call in between
+        if type(found) is dict and hasattr(backend.TaskState, "cancel_scope"):
+            return found
+    except AttributeError:
+        pass
+    return NoStates()
+
+
+class NoStates:
+    # In the place of the states, and of each of them, where anyio has moved them.
+
+    def get(self, _: Any) -> Any:
+        return self
+
+    @property
+    def cancel_scope(self) -> Any:
+        return _Deadline()
 
 
 def open_scopes(task: Any) -> Any:
@@ -131,7 +139,7 @@ def open_scopes(task: Any) -> Any:
     if task is None:
         return None
     try:
-        state = (_states or _find_states()).get(ref(task))
+        state = states.get(ref(task))
         if state is not None:
             return state.cancel_scope
         if isinstance(task, asyncio.Task):
@@ -166,6 +174,15 @@ def is_cancellation(exc: BaseException | None) -> bool:
         return True
     trio = sys.modules.get("trio")
     return trio is not None and isinstance(exc, trio.Cancelled)
+
+
+def without_cancellations(exc: BaseException | None) -> BaseException | None:
+    """
+    What is left of *exc* without the cancellations in it, None where that is nothing.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(is_cancellation)[1]
+    return None if is_cancellation(exc) else exc
 
 
 def cancellations(task: Any) -> int:

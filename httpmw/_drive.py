@@ -25,6 +25,7 @@ import anyio
 from . import _context, _errors
 
 PAUSED: Final = object()
+_CLOSING: Final = object()
 
 
 class Turn:
@@ -32,11 +33,11 @@ class Turn:
     Lets one caller in at a time; costs an attribute where nobody else comes.
     """
 
-    __slots__ = ("_free", "taken")
+    # What is always set is in slots, all else has a default of the class; see `Outbound`.
+    __slots__ = ("__dict__",)
 
-    def __init__(self) -> None:
-        self.taken = False
-        self._free: anyio.Event | None = None
+    taken = False
+    _free: anyio.Event | None = None
 
     async def wait(self) -> None:
         """
@@ -61,20 +62,17 @@ class Driven(Turn):
     Its turn is taken while one of the messages is being worked on.
     """
 
-    # Attributes in slots are set in `__init__` all at once: a default of the class would be
-    # looked up anew in every request, which costs more than to set it.
-    __slots__ = ("_coroutine", "_paused", "_task", "scopes", "stepper")
+    __slots__ = ("scopes", "stepper", "task")
+
+    _coroutine: Any = None
+    _paused = False
 
     def __init__(self, task: Any) -> None:
-        self.taken = False
-        self._free = None
         # The task in whose context the coroutine runs, whoever drives it.
-        self._task = task
+        self.task = task
         # The task that drives it right now, and what that task held open when it began to.
         self.stepper: Any = None
         self.scopes: Any = None
-        self._coroutine: Any = None
-        self._paused = False
 
     @property
     def paused(self) -> bool:
@@ -101,21 +99,31 @@ class Driven(Turn):
         """
         return self._drive(self._coroutine.throw, exc)
 
+    def give_up(self) -> Awaitable[Any]:
+        """
+        Raise `GeneratorExit` where the coroutine waits.
+
+        Thrown in from here it would only close what is awaited there: until Python 3.13 the
+        `asend()` of an async generator, which then counts as running for ever.
+        """
+        return self.resume(_CLOSING)
+
     def close(self) -> None:
         """
         End the coroutine where it waits, without waiting for anything.
         """
         try:
+            self._coroutine.send(_CLOSING)
             self._coroutine.close()
-        except RuntimeError:
-            pass  # it would have waited
+        except BaseException:  # noqa: BLE001, S110 - it is over, or would have waited
+            pass
 
     @types.coroutine
     def _drive(self, call: Any, argument: Any, *, begun: bool = False) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
         task = _context.current_task()
         run = None
-        if task is not self._task and (context := _context.context_of(self._task)) is not None:
+        if task is not self.task and (context := _context.context_of(self.task)) is not None:
             run = _context.runner_in(context)
         self.stepper = task
         self._paused = False
@@ -130,7 +138,7 @@ class Driven(Turn):
                     except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
                         call, argument = coroutine.throw, exc
                 elif _context.open_scopes(task) != self.scopes:
-                    call, argument = coroutine.throw, _errors.scope_over_read()
+                    call, argument = coroutine.throw, self.crossed()
                 else:
                     self._paused = True
                     return PAUSED
@@ -140,6 +148,12 @@ class Driven(Turn):
             self.stepper = None
             # An exception here would hold this frame, and this frame the exception.
             call = argument = None
+
+    def crossed(self) -> BaseException:
+        """
+        What is raised where the coroutine waits inside of a scope of its own.
+        """
+        return _errors.scope_over_read()
 
     def message(self) -> Awaitable[Any]:
         """
@@ -151,7 +165,10 @@ class Driven(Turn):
     def _message(self) -> Generator[Any, Any, Any]:
         if self.stepper is None or self.stepper is not _context.current_task():
             raise _errors.own_task()
-        return (yield self)
+        message = yield self
+        if message is _CLOSING:
+            raise GeneratorExit
+        return message
 
 
 class Begun:

@@ -4,6 +4,7 @@ Every exception that httpmw raises, and the one place where their messages are w
 * HTTPMWError
   + MiddlewareError   (RuntimeError)        a middleware function broke the contract
   + NoResponseError   (RuntimeError)        the inner app returned without a response
+  + StackError        (ValueError)          a stack of layers cannot be edited in that way
   + BodyTooLarge      (HTTPException, 413)  a body went over the limit that a middleware set
 
 Mistakes that can be seen when a layer is made are a plain `TypeError`.
@@ -13,11 +14,12 @@ Every message says who did what and where, what was expected, and what to write 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-__all__ = ["BodyTooLarge", "HTTPMWError", "MiddlewareError", "NoResponseError"]
+__all__ = ["BodyTooLarge", "HTTPMWError", "MiddlewareError", "NoResponseError", "StackError"]
 
 
 class HTTPMWError(Exception):
@@ -37,6 +39,14 @@ class NoResponseError(HTTPMWError, RuntimeError):
     The inner app broke the ASGI contract: it returned without a (whole) response.
 
     Raised at the `yield` of the middleware functions around it.
+    """
+
+
+class StackError(HTTPMWError, ValueError):
+    """
+    A `MiddlewareStack` cannot be edited in that way; nothing was changed.
+
+    Where a layer was not found, or found twice, the message lists what is there.
     """
 
 
@@ -74,8 +84,13 @@ def place(subject: object) -> str:
         line = code.co_firstlineno if frame is None else frame.f_lineno
         return f"{code.co_qualname!r} ({code.co_filename}:{line})"
     function: Any = subject
-    while isinstance(function, functools.partial):
-        function = function.func
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = getattr(function, "__wrapped__")  # noqa: B009 - any object may have it
+        else:
+            break
     for candidate in (function, getattr(type(function), "__call__", None)):  # noqa: B004
         code = getattr(candidate, "__code__", None)
         if code is not None:
@@ -125,11 +140,26 @@ def not_a_function(dispatch: object) -> TypeError:
 
 
 def coroutine_function(dispatch: object) -> TypeError:
+    if _takes_call_next(dispatch):
+        return TypeError(
+            f"function {place(dispatch)} takes a second parameter, as in `call_next` style; a "
+            "middleware function is an async generator that takes the connection alone.\n"
+            "Write `response = yield` for `response = await call_next(request)` (`httpmw migrate` "
+            "does it), or give the function to `httpmw.compat.BaseHTTPMiddleware` as it is."
+        )
     return TypeError(
         f"middleware function {place(dispatch)} is an `async def` without a `yield`.\n"
         "A middleware function is an async generator: write `response = yield` where the inner "
         "app shall run, or `yield some_response` to answer."
     )
+
+
+def _takes_call_next(dispatch: Any) -> bool:
+    try:
+        inspect.signature(dispatch).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def sync_generator(dispatch: object) -> TypeError:
@@ -231,6 +261,14 @@ def swallowed(flow: object, exc: BaseException) -> MiddlewareError:
 
 
 def open_scope(flow: object) -> MiddlewareError:
+    if _is_dispatch(flow):
+        return MiddlewareError(
+            f"dispatch function {place(flow)} holds a cancel scope, time limit or task group of "
+            "anyio or trio open while it awaits `call_next`; the inner app may be running in other "
+            "scopes and another task when the function goes on (PEP 789).\n"
+            "For a time limit write `async with asyncio.timeout(seconds)`; close every other scope "
+            "before `call_next`."
+        )
     return MiddlewareError(
         f"middleware function {place(flow)} holds a cancel scope, time limit or task group of "
         "anyio or trio open across a yield; the inner app may be running in other scopes and "
@@ -241,12 +279,15 @@ def open_scope(flow: object) -> MiddlewareError:
 
 
 def not_held(flow: object, exc: BaseException) -> MiddlewareError:
+    kind = "middleware"
+    remedy = "Release it after `yield response`, where the function is back in its own task, or use"
+    if _is_dispatch(flow):
+        kind, remedy = "dispatch", "Release it before `call_next`, or use"
     return MiddlewareError(
-        f"middleware function {place(flow)} was resumed in the task that sends the response and "
+        f"{kind} function {place(flow)} was resumed in the task that sends the response and "
         f"failed there with: {exc}\n"
         "An object that belongs to one task (anyio.Lock, anyio.CapacityLimiter, a cancel scope) "
-        "cannot be released there. Release it after `yield response`, where the function is back "
-        "in its own task, or use an anyio.Semaphore or an asyncio.Lock."
+        f"cannot be released there. {remedy} an anyio.Semaphore or an asyncio.Lock."
     )
 
 
@@ -306,6 +347,16 @@ def scope_over_read() -> MiddlewareError:
     )
 
 
+def scope_over_request() -> MiddlewareError:
+    return MiddlewareError(
+        "the async generator that a middleware assigned to `conn.body_iterator` waited for its "
+        "input inside a cancel scope, time limit or task group of anyio or trio; whoever reads the "
+        "request body has scopes of its own, which would be crossed (PEP 789).\n"
+        "Wait for the input outside of it; to limit the time of an upload read it before the "
+        "yield, with `await conn.body()`."
+    )
+
+
 def bad_body(got: object) -> TypeError:
     return TypeError(
         f"a body must be bytes or str, got {got!r}, a {type(got).__name__}.\n"
@@ -328,13 +379,205 @@ def called_response() -> MiddlewareError:
     )
 
 
+# Mistakes of a dispatch function, in `call_next` style.
+
+
+def _is_dispatch(flow: object) -> bool:
+    return hasattr(flow, "call_next")
+
+
+def not_awaitable(flow: object, got: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"dispatch function {place(flow)} returned {got!r}, a {type(got).__name__}, which cannot "
+        "be awaited.\n"
+        "Write `async def dispatch(request, call_next)`; an async generator is for "
+        "`httpmw.HTTPMiddleware`."
+    )
+
+
+def no_response_returned(flow: object, got: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"dispatch function {place(flow)} returned {got!r}, a {type(got).__name__}, instead of a "
+        "response.\n"
+        "Write `return response` with the one that `await call_next(request)` gave, or with "
+        "another, on every path; after an `except`, too, or `raise` there."
+    )
+
+
+def foreign_returned(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"dispatch function {place(flow)} returned a received response that is not the one it was "
+        "given.\n"
+        "Return the very object that `await call_next(request)` gave, or a new "
+        "`Response(await response.read(), ...)`."
+    )
+
+
+def second_call_next(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"dispatch function {place(flow)} awaited `call_next` a second time; the inner app has "
+        "been run already, and it runs once.\n"
+        "Keep the response of the first call, or return another one."
+    )
+
+
+def call_next_elsewhere(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"`call_next` of dispatch function {place(flow)} was awaited outside of it: in a task of "
+        "its own (`create_task`, `gather`, a task group, or `asyncio.wait_for` on Python 3.11), "
+        "or after its end; the inner app runs in the task of the request.\n"
+        "Write `response = await call_next(request)` in the function itself; for a time limit "
+        "`async with asyncio.timeout(seconds)` around it."
+    )
+
+
+def unknown_starlette(version: str, why: str) -> RuntimeError:
+    return RuntimeError(
+        f"patch_starlette() does not know the `BaseHTTPMiddleware` of Starlette {version}: {why}.\n"
+        "Nothing was changed. Import `BaseHTTPMiddleware` from `httpmw.compat` instead, or see "
+        "whether there is a newer httpmw."
+    )
+
+
+def patched_starlette(name: str, method: object) -> RuntimeError:
+    return RuntimeError(
+        f"patch_starlette() found that `{name}` of Starlette's `BaseHTTPMiddleware` is not "
+        f"Starlette's own: it was replaced by {place(method)}.\n"
+        "Nothing was changed. Call `patch_starlette()` first, before whatever replaced it."
+    )
+
+
+# Mistakes in editing a stack.
+
+
+def _called(target: object) -> str:
+    name = getattr(target, "name", getattr(target, "__qualname__", target))
+    return f"{type(target).__name__} {name!r}"
+
+
+def layer_not_found(target: object, drawn: str) -> StackError:
+    return StackError(
+        f"there is no layer for {_called(target)} in the stack. The layers, outermost first:\n"
+        f"{drawn}\n"
+        "Name a layer by what `add` returned, by its class, its function or its name."
+    )
+
+
+def layer_found_twice(target: object, number: int, drawn: str) -> StackError:
+    return StackError(
+        f"there are {number} layers for {_called(target)} in the stack. The layers, outermost "
+        f"first:\n{drawn}\n"
+        "Name the one by what `add` returned, or give each a `name=`."
+    )
+
+
+def two_places() -> StackError:
+    return StackError(
+        "more than one of `before`, `after` and `innermost` was given.\nGive one of them, or none "
+        "for the outermost place."
+    )
+
+
+def beside_itself(name: str) -> StackError:
+    return StackError(
+        f"the layer {name!r} cannot be moved to before or after itself.\nName another layer."
+    )
+
+
+def not_outside(name: str, drawn: str) -> StackError:
+    return StackError(
+        f"with `outside_errors=True` a layer cannot stand beside {name!r}, which is inside of the "
+        f"error handler. The layers, outermost first:\n{drawn}\n"
+        "Leave one of the two out."
+    )
+
+
+def no_error_handler() -> StackError:
+    return StackError(
+        "`outside_errors=True` is for a stack that was put into a Starlette or FastAPI "
+        "application with `MiddlewareStack.install(app)`.\n"
+        "In a stack around an app the outermost layer is outside of everything: leave it out."
+    )
+
+
+def edit_is_open() -> StackError:
+    return StackError(
+        "the stack is being edited in this thread already: a `with stack.edit() as draft` is "
+        "open, or a layer is being made.\n"
+        "Edit the `draft`, and await nothing inside of the block."
+    )
+
+
+def draft_over() -> StackError:
+    return StackError(
+        "this edit is over: its `with stack.edit() as draft` has been left.\n"
+        "Edit the stack itself, or open another edit."
+    )
+
+
+def uninstalled() -> StackError:
+    return StackError(
+        "this stack was uninstalled.\n`MiddlewareStack.install(app)` gives a new one."
+    )
+
+
+def not_installed() -> StackError:
+    return StackError(
+        "this stack was not put into an application with `MiddlewareStack.install(app)`, so it "
+        "cannot be uninstalled."
+    )
+
+
+def not_started(app: object) -> StackError:
+    return StackError(
+        f"the stack of {app!r} was called before its application.\nCall the application."
+    )
+
+
+def layers_left_out(build: object) -> StackError:
+    return StackError(
+        f"`build_middleware_stack`, {place(build)}, leaves `user_middleware` out, so a stack has "
+        "no place in this application.\n"
+        "Put the stack around it: `app = MiddlewareStack(app, [...])`."
+    )
+
+
+def not_a_layer(got: object) -> TypeError:
+    hint = "Write `Middleware(cls, option=...)`, or pass an async generator function."
+    if isinstance(got, type):
+        hint = f"Write `Middleware({got.__name__})`, with its options."
+    elif hasattr(got, "middleware"):
+        hint = "A layer is in one stack, once: pass its `layer.middleware` to make another one."
+    return TypeError(
+        f"a layer must be a `Middleware` object or a middleware function, got {got!r}, "
+        f"a {type(got).__name__}.\n{hint}"
+    )
+
+
+def no_instance(spec: object, got: object) -> TypeError:
+    return TypeError(
+        f"{spec!r} made {got!r}, a {type(got).__name__}, instead of an ASGI app.\n"
+        "The class or factory of a middleware takes the inner app and gives an ASGI app."
+    )
+
+
+def not_an_application(app: object) -> TypeError:
+    return TypeError(
+        f"`install` needs a Starlette or FastAPI application, got {app!r}, "
+        f"a {type(app).__name__}.\n"
+        "Around another ASGI app write `app = MiddlewareStack(app, [...])`."
+    )
+
+
 # Mistakes of the inner app.
 
 
 def second_start() -> RuntimeError:
-    return RuntimeError(
-        "the inner app sent a second http.response.start, after sending the first one failed"
-    )
+    return RuntimeError("the inner app sent a second http.response.start")
+
+
+def over() -> RuntimeError:
+    return RuntimeError("the inner app sent a message after the request was over")
 
 
 def no_response(app: object) -> NoResponseError:

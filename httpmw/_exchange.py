@@ -27,9 +27,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from types import AsyncGeneratorType, CoroutineType
-from typing import Any, Final, TypeAlias, cast
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextvars import ContextVar, Token
+from types import AsyncGeneratorType, CoroutineType, MappingProxyType
+from typing import Any, Final, TypeAlias
+from weakref import ref
 
 import anyio
 from starlette.background import BackgroundTask
@@ -41,13 +43,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
 from ._connection import Connection
-from ._context import open_scopes, running_loop, scope_state, task_in
+from ._context import open_scopes, running_loop, trio_task
 from ._drive import Turn
+from ._errors import NoResponseError
 from ._response import AppResponse, Outcome
-from ._travel import Discarded, Outbound, not_a_new_response
+from ._travel import WAITING, Discarded, Outbound, Replacement, not_a_new_response
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
-_new: Final = object.__new__
+_new: Final[Any] = object.__new__
+_get_hooks: Final = sys.get_asyncgen_hooks
 _set_hooks: Final = sys.set_asyncgen_hooks
 _LOOK_AHEAD: Final = 16  # messages
 Function: TypeAlias = Callable[[Connection], Any]
@@ -78,154 +82,226 @@ class Tail:
     signal: Discarded | None = None
 
 
-class Exchange:
+class Adapter:
     """
-    One request in one adapter.
+    Middleware functions around an inner app.
+    """
+
+    _functions: tuple[Function, ...]
+    _inner: ASGIApp
+
+    def take(self, functions: tuple[Function, ...], app: ASGIApp) -> None:
+        """
+        Put *functions* around *app*, and take over those of neighbouring layers.
+        """
+        neighbours, self._inner = fused(app)
+        self._functions = (*functions, *neighbours)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
+        """
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        exchange = _begin(self._inner, scope, receive, send)
+        failure: BaseException | None = None
+        try:
+            # Inward: the first step of each flow.
+            waiting = exchange.waiting
+            loop = exchange.loop
+            key = exchange.key
+            find = _context.states.get
+            state = find(key)
+            scopes = open_scopes(exchange.task) if loop is None else state and state.cancel_scope
+            # asyncio registers every async generator, to close it with the loop; the adapter
+            # closes them itself, and the registering costs half as much as all else in a flow's
+            # life. The hook is looked at when `asend` is called, not when it is awaited, so that
+            # no code of the user's runs without it.
+            hook = _get_hooks().firstiter
+            rest = iter(self._functions)
+            for function in rest:
+                conn = _new(Connection)  # what `Connection.of` does, without the call
+                conn.scope = exchange.scope  # further in it may be another one
+                conn._exchange = exchange
+                incoming = exchange.incoming
+                if incoming is not None:
+                    conn._incoming = incoming
+                flow: Any = None
+                try:
+                    flow = function(conn)
+                    if flow is None:  # it is not there, whatever it did before
+                        exchange.around = None
+                        exchange.incoming = incoming or exchange._outermost
+                        continue
+                    if type(flow) is AsyncGeneratorType:
+                        _set_hooks(None)
+                        step = flow.asend(None)
+                        _set_hooks(hook)
+                    elif hasattr(flow, "asend"):
+                        step = flow.asend(None)
+                    else:
+                        failure = _not_a_generator(function, flow)
+                        break
+                    value = await step
+                    while value is not None and hasattr(value, "asend"):
+                        # Delegation: the other function runs inside of this one.
+                        waiting.append(flow)
+                        flow = value
+                        value = await flow.asend(None)
+                except StopAsyncIteration:
+                    failure = _errors.no_yield(flow or function)
+                    break
+                except BaseException as exc:
+                    failure = await exchange.raised(conn, exc)
+                    break
+                waiting.append(flow)
+                if value is not None:
+                    failure = await exchange.early_answer(value, scopes)
+                    break
+                if exchange.around is not None:
+                    exchange.enclose(*rest)
+            else:
+                state = state or find(key)
+                held = open_scopes(exchange.task) if loop is None else state and state.cancel_scope
+                if held != scopes:
+                    failure = await exchange.scope_held(scopes)
+                elif not waiting:  # every layer stepped aside
+                    await self._inner(scope, receive, send)
+                    return
+                else:
+                    exchange.entered = True
+                    try:
+                        await exchange.app(exchange.scope, exchange.receive, exchange.send)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as exc:
+                        failure = exc
+                    if not exchange.is_plainly_over():
+                        failure = await exchange.finish(exchange.source, failure)
+            if waiting or not exchange.plain:
+                failure = await exchange.end(failure)
+            elif exchange.incoming is not None:
+                exchange.forget()
+        except BaseException:
+            # Closed from outside, or an error of our own: every flow is ended all the same.
+            exchange.abandon()
+            raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None  # it holds this frame: do not hold it in turn
+
+
+# How to take over the functions of a neighbouring layer, so that one adapter drives them all, and
+# what is inside of it. By its `__call__`: a class that overrides it is left alone.
+FUSED: Final[dict[Any, Callable[[Any], tuple[tuple[Function, ...], ASGIApp]]]] = {
+    Adapter.__call__: lambda layer: (layer._functions, layer._inner),
+}
+
+
+def fused(app: ASGIApp) -> tuple[tuple[Function, ...], ASGIApp]:
+    """
+    Give the functions of the neighbouring layers that *app* is made of, and what is inside of them.
+    """
+    _context.find_states()
+    take_over = FUSED.get(getattr(type(app), "__call__", None))  # noqa: B004 - which one it is
+    return ((), app) if take_over is None else take_over(app)
+
+
+class Exchange(Outbound):
+    """
+    One request in one adapter; and the way of its inner app's response.
     """
 
     __slots__ = (
-        "_outermost",
-        "_receiving",
         "_server_receive",
         "app",
         "application",
-        "body_taken",
-        "disconnect",
+        "around",
         "entered",
-        "gone",
         "handlers",
         "incoming",
-        "limit",
-        "limits",
-        "loop",
-        "paused",
         "scope",
-        "scope_state",
-        "server_send",
-        "tails",
-        "task",
-        "transforms",
-        "waiting",
     )
 
-    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        self.app = app
-        self.scope = scope
-        # The application and its handlers as they are out here; an inner one puts its own there.
-        self.application = scope.get("app")
-        self.handlers = scope.get("starlette.exception_handlers")
-        self._server_receive = receive
-        self.server_send = send
-        self.loop = loop = running_loop()
-        self.task = task = task_in(loop)
-        self.scope_state = scope_state(task)
-        self.waiting: list[AnyFlow] = []
-        self.tails: list[Tail] = []
-        # How many seconds the flow being stepped gave the inner app: Connection.fail_after().
-        self.limit: float | None = None
-        # The open limits, by the flow that set them.
-        self.limits: dict[AnyFlow, anyio.CancelScope] | None = None
-        # Where the next layer inward gets the request from; None: straight from the server.
-        self.incoming: Incoming | None = None
-        self._outermost: Incoming | None = None
-        self._receiving: Turn | None = None
-        # Whether the inner app has begun to take the body from there.
-        self.body_taken = False
-        # Whether the inner app has been called, or a flow has answered in its place.
-        self.entered = False
-        # Whether the client is known to be gone; once seen it stays seen.
-        self.gone = False
-        # The ClientDisconnect that is ours to drop.
-        self.disconnect: ClientDisconnect | None = None
-        # The travel that waits for a message of its source.
-        self.paused: Outbound | None = None
-        # The transforms of users, closed at the very end.
-        self.transforms: Sequence[Any] = ()
+    app: ASGIApp
+    scope: Scope
+    # The application and its handlers as they are out here; an inner one puts its own there.
+    application: Any
+    handlers: Any
+    _server_receive: Receive
+    # Whether the inner app has been called, or a flow has answered in its place.
+    entered: bool
+    # What a flow wants around all that is further in: Connection.fail_after().
+    around: Callable[[ASGIApp], ASGIApp] | None
+    # Where the next layer inward gets the request from; None: straight from the server.
+    incoming: Incoming | None
+
+    # As in `Outbound`: what only some requests come to.
+
+    # The inner app, where something of ours is around it.
+    enclosed: ASGIApp | None = None
+    tails: Sequence[Tail] = ()
+    # The transforms of users, closed at the very end.
+    transforms: Sequence[Any] = ()
+    # The travel that waits for a message of its source.
+    on_hold: Outbound | None = None
+    _outermost: Incoming | None = None
+    _receiving: Turn | None = None
+    # Whether the inner app has begun to take the body from there.
+    body_taken = False
+    # Whether the client is known to be gone; once seen it stays seen.
+    gone = False
+    # The ClientDisconnect that is ours to drop.
+    disconnect: ClientDisconnect | None = None
+    # The context variables that the app shall see as they were, and how to take them back.
+    kept: Mapping[ContextVar[Any], Any] = MappingProxyType({})
+    _tokens: Sequence[tuple[ContextVar[Any], Token[Any]]] = ()
+
+    @property
+    def exchange(self) -> Exchange:
+        return self
+
+    def open_scopes(self) -> Any:
+        """
+        A fingerprint of the scopes that the task, the running one, holds open.
+        """
+        return open_scopes(self.task)
 
     # ------------------------------------------------------------------ the way inward
 
-    async def inward(self, functions: Sequence[Function]) -> BaseException | None:
+    def enclose(self, *functions: Function) -> None:
         """
-        Take the first step of each flow, then call the app; give back what went wrong.
+        Run all that is further in as an adapter of its own, inside of what a flow wants around it.
         """
-        waiting = self.waiting
-        scope = self.scope
-        state = self.scope_state
-        scopes = open_scopes(self.task) if state is None else state.cancel_scope
-        # asyncio registers every async generator, to close it with the loop; the adapter closes
-        # them itself, and the registering costs half as much as all else in a flow's life. The
-        # hook is looked at when `asend` is called, not when it is awaited, so that no code of
-        # the user's runs without it.
-        hook = sys.get_asyncgen_hooks().firstiter
-        rest = iter(functions)
-        for function in rest:
-            conn = _new(Connection)  # what `Connection.of` does, without the call
-            conn.scope = scope
-            conn._exchange = self
-            if self.incoming is not None:
-                conn._incoming = self.incoming
-            flow: Any = None
-            try:
-                flow = function(conn)
-                if flow is None:
-                    self.limit = None
-                    continue
-                if type(flow) is AsyncGeneratorType:
-                    _set_hooks(None)
-                    step = flow.asend(None)
-                    _set_hooks(hook)
-                elif hasattr(flow, "asend"):
-                    step = flow.asend(None)
-                else:
-                    return _not_a_generator(function, flow)
-                value = await step
-                while value is not None and hasattr(value, "asend"):
-                    # Delegation: the other function runs inside of this one.
-                    waiting.append(flow)
-                    if self.limit is not None:
-                        return await self._limited((_giving(value), *rest), scopes)
-                    flow = value
-                    value = await flow.asend(None)
-            except StopAsyncIteration:
-                return _errors.no_yield(flow or function)
-            except BaseException as exc:
-                return await self._raised(conn, exc)
-            if value is not None:
-                return await self._early_answer(flow, value, scopes)
-            waiting.append(flow)
-            if self.limit is not None:
-                return await self._limited(tuple(rest), scopes)
-        if (open_scopes(self.task) if state is None else state.cancel_scope) != scopes:
-            return await self._scope_held(scopes)
-        self.entered = True
-        if not waiting:  # every layer stepped aside
-            await self.app(self.scope, self._server_receive, self.server_send)
-            return None
-        # As `Outbound.run`, without another frame in every request.
-        outbound = Outbound(self)
-        failure: BaseException | None = None
-        try:
-            await self.app(self.scope, outbound.receive, outbound.send)
-        except GeneratorExit:
-            raise
-        except BaseException as exc:
-            failure = exc
-        try:
-            return failure if outbound.passing else await outbound.finish(self.app, failure)
-        finally:
-            failure = None
+        self.enclosed = self.app
+        if functions:
+            inside = Adapter()
+            inside.take(functions, self.app)
+            self.app = inside
+        if self.around is not None:
+            self.app = self.around(self.app)
 
-    async def _scope_held(self, scopes: Any) -> BaseException:
+    @property
+    def source(self) -> ASGIApp:
+        """
+        The inner app, for messages.
+        """
+        return self.enclosed or self.app
+
+    async def scope_held(self, scopes: Any) -> BaseException:
         """
         A flow holds a scope open at its first yield: close it, and all that were begun inside.
         """
         while True:
             flow = self.waiting.pop()
             error = await self.misuse(flow, _errors.open_scope(flow))
-            if not self.waiting or not open_scopes(self.task) != scopes:  # noqa: SIM202
+            if not self.waiting or not self.open_scopes() != scopes:  # noqa: SIM202
                 return error
 
-    async def _raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
+    async def raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
         """
         A flow raised in its first step, or could not be made.
         """
@@ -236,57 +312,30 @@ class Exchange:
             return failure
         self.entered = True
         tail = self.add_tail()
-        tail.failure = await Outbound(self).run(response)
+        tail.failure = await Replacement(self, tail).run(response)
         return None
 
-    async def _early_answer(self, flow: AnyFlow, value: Any, scopes: Any) -> BaseException | None:
+    async def early_answer(self, value: Any, scopes: Any) -> BaseException | None:
         """
         The first yield carried a response: the inner app is not run.
         """
-        mistake = not_a_new_response(flow, value)
+        mistake = not_a_new_response(self.waiting[-1], value)
         if mistake is not None:
-            return await self.misuse(flow, mistake)
-        if open_scopes(self.task) != scopes:
-            self.waiting.append(flow)
-            return await self._scope_held(scopes)
+            return await self.misuse(self.waiting.pop(), mistake)
+        if self.open_scopes() != scopes:
+            return await self.scope_held(scopes)
         self.entered = True
-        tail = self.add_tail(flow)
-        tail.failure = await Outbound(self).run(value)
-        return None
-
-    async def _limited(self, functions: Sequence[Function], scopes: Any) -> BaseException | None:
-        """
-        Go on inward under the time limit of the innermost waiting flow.
-        """
-        seconds = cast(float, self.limit)
-        self.limit = None
-        if open_scopes(self.task) != scopes:
-            return await self._scope_held(scopes)
-        flow = self.waiting[-1]
-        floor = len(self.waiting)
-        if self.limits is None:
-            self.limits = {}
-        failure: BaseException | None = None
-        scope = self.limits[flow] = anyio.CancelScope(deadline=anyio.current_time() + seconds)
-        try:
-            with scope:
-                failure = await self.inward(functions)
-                failure = await self.settle(failure, floor)
-                if failure is not None:
-                    raise failure  # so that the scope sees its own cancellation
+        tail = self.add_tail(self.waiting.pop())
+        if self.waiting or self.incoming is not None:
+            tail.failure = await Replacement(self, tail).run(value)
+            return None
+        try:  # nobody further out wants to see it
+            await value(self.scope, self._server_receive, self.server_send)
         except GeneratorExit:
             raise
         except BaseException as exc:
-            failure = exc
-        else:
-            failure = None
-        # Taken out of `limits` by the travel when the response has come in time.
-        if self.limits.pop(flow, None) is not None and scope.cancel_called and failure is None:
-            failure = TimeoutError(f"the inner app did not respond within {seconds} seconds")
-        try:
-            return failure
-        finally:
-            failure = None
+            tail.failure = exc
+        return None
 
     # ------------------------------------------------------------------ the end
 
@@ -294,32 +343,46 @@ class Exchange:
         """
         End everything that was begun; give back what the adapter raises.
         """
-        try:
-            failure = await self.settle(failure, 0)
-            for each in self.transforms:
-                failure = await self._close(each) or failure
-            return None if failure is self.disconnect else failure
-        finally:
-            # These exceptions hold this frame: do not hold them in turn.
-            failure = self.disconnect = None
-
-    async def settle(self, failure: BaseException | None, floor: int) -> BaseException | None:
-        """
-        End every flow that is further in than *floor*, inside out; give back what went wrong.
-        """
-        tails = self.tails
         waiting = self.waiting
         try:
-            while True:
-                while tails:
+            self._let_variables_go()
+            while self.tails or waiting:
+                if self.tails:
                     failure = await self.end_first(failure)
-                if len(waiting) <= floor:
-                    return failure
-                if failure is None:
-                    failure = await self._no_response()
-                failure = await self._throw(waiting.pop(), failure)
+                else:
+                    failure = failure or await self._no_response()
+                    failure = await self._throw(waiting.pop(), failure)
+            for each in self.transforms:
+                failure = await self._close(each) or failure
+            if failure is self.disconnect:
+                failure = None
+            self.forget()
+            return failure
         finally:
-            failure = None
+            failure = None  # it holds this frame: do not hold it in turn
+
+    def forget(self) -> None:
+        super().forget()
+        self.tails = self.transforms = ()
+        self.disconnect = self.incoming = self._outermost = None
+
+    # A dispatch function in `call_next` style that ends at the response start takes back the
+    # context variables it had set, and Starlette's class runs the app in a context of its own,
+    # where they stay: the app's streams and background tasks count on it. So they are set again
+    # for the rest of the app, and taken back when it has ended.
+
+    def keep(self, variables: dict[ContextVar[Any], Any]) -> None:
+        self.kept = {**variables, **self.kept}
+        self.plain = False
+
+    def keep_variables(self) -> None:
+        kept, self.kept = self.kept, {}
+        for variable, value in kept.items():
+            self._tokens = ((variable, variable.set(value)), *self._tokens)
+
+    def _let_variables_go(self) -> None:
+        for variable, token in self._tokens:
+            variable.reset(token)
 
     async def _throw(self, flow: AnyFlow, failure: BaseException) -> BaseException | None:
         """
@@ -355,21 +418,22 @@ class Exchange:
         tail = self.add_tail(flow_or_none)
         if self._is_owed(failure, owed):
             tail.cancellation = failure
-        tail.failure = await Outbound(self).run(response)
+        tail.failure = await Replacement(self, tail).run(response)
         return None
 
     async def end_first(self, failure: BaseException | None) -> BaseException | None:
         """
         Do what the innermost layer has left to do; give back what goes on outward.
         """
-        tail = self.tails.pop(0)
+        tail, *self.tails = self.tails
         if failure is tail.answered:
             failure = None
+        tail.answered = None
         if tail.signal is not None:
             failure = failure and tail.signal.taken_out_of(failure)
             tail.signal = None  # its traceback leads back here
         if tail.failure is not None:
-            failure = tail.failure
+            failure, tail.failure = tail.failure, None  # its traceback leads back here
         if isinstance(tail.body, TransformedBody) and tail.body.failure is not None:
             failure = failure or tail.body.failure
         try:
@@ -385,8 +449,11 @@ class Exchange:
         if flow is None:
             return failure or tail.cancellation
         tail.flow = None
-        if tail.response is not None:
-            await self._close_book(tail, tail.response, failure)
+        response = tail.response
+        if response is not None:
+            self._close_book(tail, response)
+            if response._outcome is None:
+                failure = await self._find_outcome(response, failure)
         traceback = None if failure is None else failure.__traceback__
         owed = _context.cancellations(self.task)
         try:
@@ -413,44 +480,57 @@ class Exchange:
         """
         return _context.is_cancellation(failure) and _context.is_cancelled(self.task, owed)
 
-    async def _close_book(
-        self, tail: Tail, response: AppResponse, failure: BaseException | None
-    ) -> None:
+    def _close_book(self, tail: Tail, response: AppResponse) -> None:
         progress = response._progress
         if progress is None:
             progress = response._progress = Progress(trailers=False)
-        progress.ended_at = progress.ended_at or time.perf_counter()
-        outcome: Outcome
+        if progress.ended_at is None:
+            progress.ended_at = time.perf_counter()
         if tail.replaced:
-            outcome = "replaced"
+            response._outcome = "replaced"
         elif progress.complete and not progress.lost:
-            outcome = "completed"
-        elif _context.is_cancellation(failure):
+            response._outcome = "completed"
+
+    async def _find_outcome(
+        self, response: AppResponse, failure: BaseException | None
+    ) -> BaseException | None:
+        """
+        Find out why a response was not completed; a cancellation may come up meanwhile.
+        """
+        outcome: Outcome = "failed"
+        if failure is None or isinstance(failure, (ClientDisconnect, OSError)):
+            gone, cancellation = response._outbound.told_gone, None
+            if not gone:
+                gone, cancellation = await self._is_gone()
+            failure = cancellation or failure
+            if gone:
+                outcome = "disconnected"
+            elif failure is None:
+                outcome = "incomplete"
+        if _context.is_cancellation(failure):
             outcome = "cancelled"
-        elif failure is not None and not isinstance(failure, (ClientDisconnect, OSError)):
-            outcome = "failed"
-        elif response._outbound.told_gone or await self._is_gone():
-            outcome = "disconnected"
-        else:
-            outcome = "incomplete" if failure is None else "failed"
         response._outcome = outcome
+        return failure
 
     async def _no_response(self) -> BaseException:
         """
         The source returned without a start.
         """
-        if await self._is_gone():
+        gone, cancellation = await self._is_gone()
+        if cancellation is not None:
+            return cancellation
+        if gone:
             if self.disconnect is None:
                 self.disconnect = ClientDisconnect()
             return self.disconnect
-        return _errors.no_response(self.app)
+        return _errors.no_response(self.source)
 
     async def truncated(self, source: ASGIApp) -> BaseException:
         """
         The source returned in mid-body, and somebody is still reading.
         """
         error = await self._no_response()
-        return error if error is self.disconnect else _errors.truncated(source)
+        return _errors.truncated(source) if isinstance(error, NoResponseError) else error
 
     async def answer(
         self, conn: Connection, exc: BaseException
@@ -492,8 +572,8 @@ class Exchange:
         """
         The adapter itself is closed: close all flows, without waiting for anything.
         """
-        if self.paused is not None:
-            self.paused.close()
+        if self.on_hold is not None:
+            self.on_hold.close()
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)
         self.waiting.clear()
@@ -503,14 +583,17 @@ class Exchange:
                 closing.send(None)
             except BaseException:  # noqa: S110 - the others are closed all the same
                 pass
+        self.forget()
 
     def add_transform(self, transform: Any) -> None:
+        self.plain = False
         self.transforms = (*self.transforms, transform)
 
     def add_tail(self, flow: AnyFlow | None = None) -> Tail:
         tail = Tail()
         tail.flow = flow
-        self.tails.append(tail)
+        self.plain = False
+        self.tails = [*self.tails, tail]
         return tail
 
     # ------------------------------------------------------------------ receive
@@ -559,29 +642,59 @@ class Exchange:
             self.body_taken = True
         return message
 
-    async def _is_gone(self) -> bool:
-        # Look without waiting. What is not a disconnect stays for whoever reads it; a client
-        # that is still sending is not gone, so there is no use in looking far.
+    async def _is_gone(self) -> tuple[bool, BaseException | None]:
+        """
+        Look, without waiting, whether the client has left; and give a cancellation that came up.
+        """
+        # What is not a disconnect stays for whoever reads it; a client that is still sending is
+        # not gone, so there is no use in looking far.
         incoming = self.outermost_incoming()
         for _ in range(_LOOK_AHEAD):
             if self.gone:
                 break
             looked = False
             try:
-                # The shield keeps a cancellation of the request itself from coming up here.
+                # The shield keeps a cancellation by a scope further out from coming up in here;
+                # one of asyncio's own comes all the same.
                 with anyio.CancelScope(shield=True) as scope:
                     scope.cancel()
                     await incoming.peek_latest()
                     looked = True
-            except Exception:
-                break
+            except GeneratorExit:
+                raise
+            except BaseException as exc:
+                return self.gone, None if isinstance(exc, Exception) else exc
             if not looked:
                 break
-        return self.gone
+        return self.gone, None
 
 
-def _giving(flow: AnyFlow) -> Function:
-    return lambda _: flow
+def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange:
+    # In place of an `__init__`, which would cost as much again.
+    self: Exchange = _new(Exchange)
+    self.app = app
+    self.scope = scope
+    self.application = scope.get("app")
+    self.handlers = scope.get("starlette.exception_handlers")
+    self._server_receive = receive
+    self.server_send = send
+    self.passing = None
+    self.plain = True
+    self.state = WAITING
+    self.waiting = []
+    self.around = None
+    self.incoming = None
+    self.entered = False
+    self.stepper = None
+    loop = running_loop()
+    task = None if loop is None else _context.task_of(loop)
+    if task is None:
+        loop = None
+        task = trio_task()
+    self.loop = loop
+    self.task = task
+    self.key = None if task is None else ref(task)
+    return self
 
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:

@@ -21,6 +21,7 @@ from ._body import (
 )
 
 if TYPE_CHECKING:
+    from ._call_next import DispatchFlow
     from ._travel import Outbound
 
 __all__ = ["AppResponse", "Outcome"]
@@ -71,26 +72,31 @@ class AppResponse(Response):
     # Where Starlette has a property: it would be looked up in every layer.
     headers: MutableHeaders = cast(MutableHeaders, None)
 
-    def __init__(
-        self, outbound: Outbound, message: Message, status: int, headers: list[tuple[bytes, bytes]]
-    ) -> None:
+    # The dispatch function in `call_next` style that it was given to: to that, `body_iterator` is
+    # one iterator, as in Starlette, and to a middleware function a new one each time.
+    _reader: DispatchFlow | None = None
+    _chunks: ResponseChunks | None = None
+    # What most responses never come to is not set in each of them.
+
+    # The body as this layer received it.
+    _given_body: Body | None = None
+    _bytes: bytes | None = None
+    # The headers as this layer received them; None: those of the message.
+    _received: list[tuple[bytes, bytes]] | None = None
+    # Whether it still can be changed: until the function ends or yields it.
+    _open = True
+    _progress: Progress | None = None
+    _outcome: Outcome | None = None
+
+    def __init__(self, outbound: Outbound, message: Message, status: int, headers: Headers) -> None:
         # `Response.__init__` would render a body.
         self._outbound = outbound
         self._message = message
         self.status_code = status
-        self.headers = Headers(headers)
+        self.headers = headers
         self.background = None
         # None as long as nobody has asked for the body: it is still to come from the source.
         self._body: Body | None = None
-        # The same as this layer received it.
-        self._given_body: Body | None = None
-        self._bytes: bytes | None = None
-        # The headers as this layer received them; None: those of the message.
-        self._received: list[tuple[bytes, bytes]] | None = None
-        # Whether it still can be changed: until the function ends or yields it.
-        self._open = True
-        self._progress: Progress | None = None
-        self._outcome: Outcome | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:  # noqa: ARG002
         raise _errors.called_response()
@@ -201,6 +207,7 @@ class AppResponse(Response):
         inner = self._replaceable()
         self._body = FixedBody(body, inner)
         self._bytes = body
+        self._chunks = None
         self._set_length(b"%d" % len(body))
         headers = self._received or self._message.get("headers", ())
         received = {key.lower(): value for key, value in headers}
@@ -226,15 +233,19 @@ class AppResponse(Response):
             MiddlewareError: The body is gone already.
             TypeError: On assignment of something that is not an iterable of bytes.
         """
+        if self._chunks is not None:
+            return self._chunks
         chunks = ResponseChunks(self._replaceable())
         # It may open a file, and be left in the middle of it.
         self._outbound.exchange.add_transform(chunks)
+        if self._reader is not None and not self._reader.is_over():
+            self._chunks = chunks
         return chunks
 
     @body_iterator.setter
     def body_iterator(self, iterator: Any) -> None:
         self.take_body(self, iterator, self.charset)
-        self._bytes = None
+        self._bytes = self._chunks = None
         self._set_length(None)
 
     def _replaceable(self) -> Body:
@@ -341,19 +352,18 @@ class AppResponse(Response):
             if isinstance(body, FixedBody):
                 body.data = b""
                 self._set_length_of_nothing()
-            # A transform was never started; it is closed at the end.
             while isinstance(body, TransformedBody) and body is not self._given_body:
-                body = self._body = body.inner
-                body.transformed = False
+                # It runs all the same, as it may do more than to transform.
+                body.silent = True
+                body = body.inner
 
     def outward(self) -> AppResponse:
         """
         The same response, as the next layer outward receives it.
         """
-        response = AppResponse(
-            self._outbound, self._message, self.status_code, list(self.raw_headers)
-        )
-        response._received = response.raw_headers.copy()
+        raw = self.headers._list
+        response = AppResponse(self._outbound, self._message, self.status_code, Headers(raw.copy()))
+        response._received = raw
         response._body = response._given_body = self._body
         return response
 
@@ -364,11 +374,11 @@ class AppResponse(Response):
         message = self._message
         headers: Any = message.get("headers", ())
         raw = self.headers._list
-        if type(headers) is not list and raw == list(headers):
-            # Not a list, or not there at all: let it be what it was.
-            start = {**message, "status": self.status_code}
-        else:
-            start = {**message, "status": self.status_code, "headers": raw}
+        start = dict(message)
+        start["status"] = self.status_code
+        # Not a list, or not there at all: let it be what it was.
+        if type(headers) is list or raw != list(headers):
+            start["headers"] = raw
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Awaitable, Sequence
 from types import CoroutineType
@@ -29,11 +28,20 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Scope, Send
 
 from . import _context, _errors
-from ._body import DISCONNECT, Body, CountedBody, LiveBody, Progress, TransformedBody
+from ._body import (
+    DISCONNECT,
+    Body,
+    CountedBody,
+    FixedBody,
+    LiveBody,
+    Progress,
+    TransformedBody,
+    sized,
+)
 from ._connection import Connection
-from ._context import open_scopes, task_in
+from ._context import open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
-from ._response import AppResponse
+from ._response import AppResponse, Headers
 
 if TYPE_CHECKING:
     from ._exchange import AnyFlow, Exchange, Tail
@@ -61,103 +69,85 @@ class Discarded(OSError):
         return self._is_behind(exc.__cause__) or self._is_behind(context)
 
 
-_WAITING: Final = 0  # for the start
-_TRAVELLING: Final = 1  # the start is on its way outward, or waits for a body
-_PASSING: Final = 2  # messages go straight to the server
-_COUNTED: Final = 3  # the same, and somebody wants to know how many bytes
-_DISCARDED: Final = 4  # another response was sent: messages are dropped
-_DRAINED: Final = 5  # the body is dropped, the trailers that follow it are not
-_REFUSED: Final = 6  # a flow failed: sending raises its exception
+WAITING: Final = 0  # for the start
+TRAVELLING: Final = 1  # the start is on its way outward, or waits for a body
+PASSING: Final = 2  # messages go straight to the server
+COUNTED: Final = 3  # the same, and somebody wants to know how many bytes
+DISCARDED: Final = 4  # another response was sent: messages are dropped
+DRAINED: Final = 5  # the body is dropped, the trailers that follow it are not
+REFUSED: Final = 6  # a flow failed: sending raises its exception
 
 
 class Outbound(Driven):
     """
     The way of one source's messages outward: its `send` and its `receive`.
+
+    Of the inner app's it is the `Exchange` itself, of another response a `Replacement`.
     """
 
-    __slots__ = (
-        "_body",
-        "_cut",
-        "_failure",
-        "_lost",
-        "_progress",
-        "_progresses",
-        "_replacer",
-        "_signal",
-        "_state",
-        "_trailers",
-        "exchange",
-        "passing",
-        "thrown",
-        "told_gone",
-    )
+    # What every request comes to is set when the object is made. All else has its default here:
+    # most requests never look at it, and to set it would cost them.
+    __slots__ = ("key", "loop", "passing", "plain", "server_send", "state", "waiting")
 
-    def __init__(self, exchange: Exchange) -> None:
-        # As Driven.__init__, which would be another call in every request.
-        self.taken = False
-        self._free = None
-        self._task = exchange.task
-        self.stepper = None
-        self.scopes = None
-        self._coroutine = None
-        self._paused = False
+    state: int
+    # The flows that wait for a response, the outermost first.
+    waiting: list[AnyFlow]
+    server_send: Send
+    # The same, as soon as messages pass unseen.
+    passing: Send | None
+    # Whether nothing is left to be done when the source has ended.
+    plain: bool
+    # Where the request runs; the loop is None on trio. Under its key anyio keeps the task's scopes.
+    task: Any
+    loop: Any
+    key: Any
 
-        self.exchange = exchange
-        self._state = _WAITING
-        # The server's `send`, as soon as messages pass unseen.
-        self.passing: Send | None = None
-        # What was raised where the travel waited for a message that never came.
-        self.thrown: BaseException | None = None
-        # Whether a discarded source was made to believe that the client is gone.
-        self.told_gone = False
-        self._failure: BaseException | None = None
-        self._signal: Discarded | None = None
-        self._replacer: Tail | None = None
-        # Left behind by a start of which nobody knows whether the server has it.
-        self._lost: Tail | None = None
-        self._body: LiveBody | None = None
-        # Of the body as the source sends it, and of all bodies that its messages become.
-        self._progress: Progress | None = None
-        self._progresses: Sequence[Progress] = ()
-        self._trailers = False
-        # Whether the start that was sent is another one than the source's.
-        self._cut = False
+    # What was raised where the travel waited for a message that never came.
+    thrown: BaseException | None = None
+    # Whether a discarded source was made to believe that the client is gone.
+    told_gone = False
+    _failure: BaseException | None = None
+    _signal: Discarded | None = None
+    _replacer: Tail | None = None
+    # Of the flow that gave this response in place of another.
+    giver: Tail | None = None
+    # Left behind by a start of which nobody knows whether the server has it.
+    _lost: Tail | None = None
+    _body: LiveBody | None = None
+    # Of the body as the source sends it, and of all bodies that its messages become.
+    _progress: Progress | None = None
+    _progresses: Sequence[Progress] = ()
+    _trailers = False
+    # Whether the start that was sent is another one than the source's.
+    _cut = False
+
+    @property
+    def exchange(self) -> Exchange:
+        raise NotImplementedError
 
     @property
     def is_head(self) -> bool:
         return bool(self.exchange.scope["method"] == "HEAD")
 
-    async def run(self, source: ASGIApp) -> BaseException | None:
-        """
-        Run *source* to its end; give back what it failed with.
-        """
-        failure: BaseException | None = None
-        try:
-            await source(self.exchange.scope, self.receive, self.send)
-        except GeneratorExit:
-            raise
-        except BaseException as exc:
-            failure = exc
-        try:
-            return await self.finish(source, failure)
-        finally:
-            failure = None
-
     def send(self, message: Message) -> Awaitable[None]:
         """
         What the source gets as `send`.
         """
-        if self.passing is not None:
-            return self.passing(message)
-        if self._state is _WAITING and message["type"] == "http.response.start":
+        passing = self.passing
+        if passing is not None:
+            return passing(message)
+        state = self.state
+        if state is WAITING and message["type"] == "http.response.start":
             return self._start(message)
+        if state is COUNTED and not self.taken:
+            return self._to_server(message, counted=True)
         return self._send(message)
 
     async def receive(self) -> Message:
         """
         What the source gets as `receive`.
         """
-        if self._state is _DISCARDED or self._state is _DRAINED:
+        if self.state is DISCARDED or self.state is DRAINED:
             self.told_gone = True
             return DISCONNECT
         message = await self.exchange.receive_inward()
@@ -170,33 +160,37 @@ class Outbound(Driven):
     async def _send(self, message: Message) -> None:
         if self.taken:
             await self.wait()
-        state = self._state
-        if state is _COUNTED:
+        state = self.state
+        if state is COUNTED:
             await self._to_server(message, counted=True)
-        elif state is _TRAVELLING:
+        elif state is TRAVELLING:
+            if message["type"] == "http.response.start":
+                raise _errors.second_start()
             self.taken = True
             try:
+                counted = await sized(message)
                 await self.resume(message)
             finally:
-                self.exchange.paused = self if self.paused else None
+                self.exchange.on_hold = self if self.paused else None
                 self.leave()
             if self._progress is not None:
-                self._progress.count(message)
+                self._progress.count(counted)
             self._settle()
-        elif state is _REFUSED:
-            assert self._failure is not None
-            raise self._failure
-        elif state is _DISCARDED or state is _DRAINED:
+        elif state is REFUSED:
+            raise self._failure or _errors.over()
+        elif state is DISCARDED or state is DRAINED:
             await self._drop(message)
-        elif state is _PASSING and message["type"] == "http.response.start":
-            raise _errors.second_start()
-        else:  # early hints, debug and whatever else may come before the start
-            await self.exchange.server_send(message)
+        elif message["type"] != "http.response.start":
+            # Early hints, debug and whatever else may come before the start; or what follows a
+            # start of which nobody knows whether the server has it.
+            await self.server_send(message)
             if self._lost is not None:
                 self._lost.without_response = False
+        else:
+            raise _errors.second_start()
 
     async def _drop(self, message: Message) -> None:
-        if self._state is _DRAINED:
+        if self.state is DRAINED:
             if message["type"] == "http.response.trailers":
                 await self.exchange.server_send(message)
                 return
@@ -217,6 +211,9 @@ class Outbound(Driven):
     async def _to_server(self, message: Message, *, counted: bool = False) -> None:
         exchange = self.exchange
         gone = exchange.gone
+        noted = message
+        if counted and message["type"] == "http.response.pathsend":
+            noted = await sized(message)
         try:
             await exchange.server_send(message)
         except BaseException as exc:
@@ -226,9 +223,9 @@ class Outbound(Driven):
             if not _context.is_cancellation(exc):
                 raise
             # hypercorn tells of the end within its last `send`: the message is out.
-            self._sent(message, gone=gone, counted=counted)
+            self._sent(noted, gone=gone, counted=counted)
             raise
-        self._sent(message, gone=gone, counted=counted)
+        self._sent(noted, gone=gone, counted=counted)
 
     def _sent(self, message: Message, *, gone: bool, counted: bool) -> None:
         for progress in self._progresses:
@@ -251,77 +248,86 @@ class Outbound(Driven):
         Most flows wait for nothing. They are stepped right here, by hand; the travel, which has
         to be driven, is only for what comes after the first one that does.
         """
-        if self._state is not _WAITING:  # another one came first
+        if self.state is not WAITING:  # another one came first
             await self._send(message)
             return
-        self._state = _TRAVELLING
-        exchange = self.exchange
-        waiting = exchange.waiting
-        self._trailers = message.get("trailers", False)
-        response = AppResponse(self, message, message["status"], list(message.get("headers", ())))
+        headers = Headers(list(message.get("headers", ())))
+        response = AppResponse(self, message, message["status"], headers)
+        self.state = TRAVELLING
+        if message.get("trailers"):
+            self._trailers = True
+        waiting = self.waiting
         begun = None
+        task = self.task
+        loop = self.loop
+        if (trio_task() if loop is None else task_of(loop)) is task:
+            self.stepper = task
+            state = _context.states.get(self.key)
+            self.scopes = open_scopes(task) if loop is None else state and state.cancel_scope
+            while waiting:
+                flow = waiting.pop()
+                step = flow.asend(response)
+                try:
+                    awaited = step.send(None)
+                except StopAsyncIteration:
+                    if response.background or response._body:
+                        response = self._left(response)
+                    elif waiting:  # nobody but the next one has a use for it
+                        response._received = response.headers._list.copy()
+                except StopIteration as stop:
+                    if stop.value is response and not self._mistake(flow, response, response):
+                        response = self._wait(flow, response)
+                    else:
+                        begun = Begun(flow, value=stop.value)
+                        break
+                except BaseException as exc:
+                    begun = Begun(flow, exc=exc)
+                    break
+                else:
+                    begun = Begun(flow, step, awaited)
+                    break
+            self.stepper = None
+        if self.plain and begun is None and not waiting:
+            self.state = PASSING
+            try:
+                await self.server_send(response.start_message())
+            except BaseException as exc:
+                self._start_failed(exc)
+                raise
+            self.passing = self.server_send
+            return
         self.taken = True
         try:
-            if exchange.limits is None and task_in(exchange.loop) is self._task:
-                self.stepper = task = self._task
-                state = exchange.scope_state
-                self.scopes = open_scopes(task) if state is None else state.cancel_scope
-                while waiting and begun is None:
-                    flow = waiting.pop()
-                    step = flow.asend(response)
-                    try:
-                        awaited = step.send(None)
-                    except StopAsyncIteration:
-                        if response.background or response._body:
-                            response = self._left(response)
-                        elif waiting:  # nobody but the next one has a use for it
-                            response._received = response.raw_headers.copy()
-                    except StopIteration as stop:
-                        if stop.value is response and not self._mistake(flow, response, response):
-                            response = self._wait(flow, response)
-                        else:
-                            begun = Begun(flow, value=stop.value)
-                    except BaseException as exc:
-                        begun = Begun(flow, exc=exc)
-                    else:
-                        begun = Begun(flow, step, awaited)
-                self.stepper = None
             if begun is not None or waiting or response._body is not None:
                 await self.start(self._travel(response, begun), begun=begun is not None)
                 self._settle()
                 return
+            self.exchange.keep_variables()
             try:
-                await exchange.server_send(response.start_message())
+                await self.server_send(response.start_message())
             except BaseException as exc:
                 self._start_failed(exc)
                 raise
             self._let_pass()
-            if exchange.tails:
-                self._note_start()
+            self._note_start()
         finally:
             if self.paused:
-                exchange.paused = self
+                self.exchange.on_hold = self
             begun = None  # it may hold an exception, which holds this frame
-            self.taken = False
-            if self._free is not None:
-                self.leave()
+            self.leave()
 
     async def _travel(self, response: AppResponse, begun: Begun | None) -> None:
         """
         Carry a response outward through the waiting flows, and send it.
         """
         exchange = self.exchange
-        waiting = exchange.waiting
+        waiting = self.waiting
         while begun is not None or waiting:
             step: Awaitable[Any]
             if begun is not None:
                 flow, step, begun = begun.flow, begun, None
             else:
                 flow = waiting.pop()
-                if not self._in_time(flow):
-                    waiting.append(flow)
-                    self._state = _DISCARDED
-                    return
                 step = flow.asend(response)
             try:
                 value = await step
@@ -342,8 +348,9 @@ class Outbound(Driven):
                 else:
                     await self._replace(flow, response, value)
                     return
+        exchange.keep_variables()
         try:
-            await exchange.server_send(response.start_message())
+            await self.server_send(response.start_message())
         except BaseException as exc:
             self._start_failed(exc)
             raise
@@ -352,19 +359,24 @@ class Outbound(Driven):
             if response._body is not None:
                 await self._pump(response._body)
         finally:
-            if self._state is _TRAVELLING:
+            if self.state is TRAVELLING:
                 self._let_pass()
 
-    async def _raised(self, flow: AnyFlow, exc: BaseException) -> Response:
+    async def _raised(self, flow: AnyFlow, exc: BaseException | None) -> Response:
         """
         A flow raised: give the answer that an HTTPException becomes, or fail.
         """
         exchange = self.exchange
-        response, failure = await exchange.answer(Connection.of(exchange), exc)
-        if response is None:
-            foreign = self.stepper is not exchange.task
-            raise self._fail(_context.explain(flow, failure, foreign=foreign))
-        return response
+        failure: BaseException | None = None
+        try:
+            assert exc is not None
+            response, failure = await exchange.answer(Connection.of(exchange), exc)
+            if response is None:
+                foreign = self.stepper is not exchange.task
+                raise self._fail(_context.explain(flow, failure, foreign=foreign))
+            return response
+        finally:
+            exc = failure = None  # they hold this frame: do not hold them in turn
 
     def _mistake(
         self, flow: AnyFlow, response: AppResponse, value: Any
@@ -421,27 +433,18 @@ class Outbound(Driven):
         self._progresses = (*self._progresses, progress)
         return progress
 
-    def _in_time(self, flow: AnyFlow) -> bool:
-        limits = self.exchange.limits
-        if limits is None or (limit := limits.get(flow)) is None:
-            return True
-        if limit.cancel_called:
-            return False
-        limit.deadline = math.inf
-        del limits[flow]
-        return True
-
     def _fail(self, failure: BaseException) -> BaseException:
         # Raised out of the source's `send`, and kept: whatever the source makes of it, it is
         # what the outer flows get, when the source has ended. But a cancellation belongs to the
         # source: it may be a limit of its own, and a stale one must never be raised.
         tail = self.exchange.add_tail()
-        if _context.is_cancellation(failure):
+        kept = _context.without_cancellations(failure)
+        if kept is None:
             self._failure = RuntimeError("the response was cancelled while it was being sent")
             tail.without_response = True
         else:
-            self._failure = tail.failure = failure
-        self._state = _REFUSED
+            self._failure = tail.failure = kept
+        self.state = REFUSED
         return failure
 
     def _streams_on(self, value: Any, response: AppResponse) -> TypeGuard[StreamingResponse]:
@@ -460,9 +463,9 @@ class Outbound(Driven):
         start = {
             "type": "http.response.start",
             "status": value.status_code,
-            "headers": list(value.raw_headers),
+            "headers": value.raw_headers,
         }
-        given = AppResponse(self, start, value.status_code, list(value.raw_headers))
+        given = AppResponse(self, start, value.status_code, Headers(list(value.raw_headers)))
         given.take_body(response, value.body_iterator, value.charset)
         given.close()
         self._trailers = False
@@ -486,6 +489,7 @@ class Outbound(Driven):
         tail.replaced = True
         tail.answered = self.thrown
         self._replacer = tail
+        self.exchange.keep_variables()
         response.close()
         if response._body is not None:
             response._body.drop()
@@ -495,12 +499,14 @@ class Outbound(Driven):
             tail.background = value.background
             value = copy.copy(value)
             value.background = None
-        failure = await Outbound(self.exchange).run(value)
-        self._state = _DISCARDED
-        if not _context.is_cancellation(failure):  # see `_fail`
-            tail.failure = failure
-        if failure is not None and not isinstance(failure, Exception):
-            raise failure
+        failure = await Replacement(self.exchange, tail).run(value)
+        self.state = DISCARDED
+        try:
+            tail.failure = _context.without_cancellations(failure)  # see `_fail`
+            if failure is not None and not isinstance(failure, Exception):
+                raise failure
+        finally:
+            failure = None  # it holds this frame: do not hold it in turn
 
     # ------------------------------------------------------------------ out to the server
 
@@ -515,11 +521,11 @@ class Outbound(Driven):
                 return
             await self._to_server(await body.take())
         if body.source is not live:
-            self._state = _DISCARDED
+            self.state = DISCARDED
         elif live.ended and not self._cut:
             self._let_pass()
         else:
-            self._state = _DRAINED if self._trailers else _DISCARDED
+            self.state = DRAINED if self._trailers else DISCARDED
 
     def _note_start(self) -> None:
         now = time.perf_counter()
@@ -535,14 +541,14 @@ class Outbound(Driven):
         elif _context.is_cancellation(exc):
             self._lost = self.exchange.add_tail()
             self._lost.without_response = True
-        self._state = _PASSING
+        self.state = PASSING
 
     def _let_pass(self) -> None:
         if not self._progresses:
-            self._state = _PASSING
-            self.passing = self.exchange.server_send
+            self.state = PASSING
+            self.passing = self.server_send
         else:
-            self._state = _COUNTED
+            self.state = COUNTED
 
     def live_body(self) -> LiveBody:
         """
@@ -554,11 +560,17 @@ class Outbound(Driven):
 
     # ------------------------------------------------------------------ the end of the source
 
+    def is_plainly_over(self) -> bool:
+        """
+        Whether a source that has ended has left nothing behind for `finish`.
+        """
+        return (self.state is PASSING or self.state is COUNTED) and not self.taken
+
     async def finish(self, source: ASGIApp, failure: BaseException | None) -> BaseException | None:
         if self.taken and not _context.is_cancellation(failure):
             await self.wait()  # an orphan of the source is inside a step
-        self.exchange.paused = None
-        if self._state is _TRAVELLING and self.paused:
+        self.exchange.on_hold = None
+        if self.state is TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
         if self._signal is not None:
             # To be dropped by the layer that discarded the source: those further in see what a
@@ -567,9 +579,22 @@ class Outbound(Driven):
             self._signal = self._replacer = None
         return failure
 
+    def forget(self) -> None:
+        """
+        Let go of what leads back here, so that nothing is left to the garbage collector.
+        """
+        self._failure = self.thrown = self._body = self._replacer = self.giver = None
+
     def _discarder(self) -> Tail:
-        for tail in self.exchange.tails:
-            if tail is self._replacer or (tail.body is not None and tail.body.is_made()):
+        tails = self.exchange.tails
+        if self.giver in tails:  # those up to there are further in than this response
+            tails = tails[tails.index(self.giver) + 1 :]
+        for tail in tails:
+            given = tail.body is not None and isinstance(tail.body.source, FixedBody)
+            if given or tail is self._replacer:
+                return tail
+        for tail in tails:  # a transform that has ended early
+            if tail.body is not None and tail.body.is_made():
                 return tail
         return self.exchange.add_tail()
 
@@ -578,22 +603,70 @@ class Outbound(Driven):
     ) -> BaseException | None:
         # Somebody still waits for the body. First the flows further in than that come to their
         # end, as they may have a word on it.
-        tails = self.exchange.tails
-        while tails and not isinstance(tails[0].body, TransformedBody):
-            failure = await self.exchange.end_first(failure)
+        exchange = self.exchange
+        while exchange.tails and not isinstance(exchange.tails[0].body, TransformedBody):
+            failure = await exchange.end_first(failure)
         # Whoever waits again is told the same again.
-        thrown = self.thrown = failure or await self.exchange.truncated(source)
+        thrown: BaseException | None
+        thrown = self.thrown = failure or await exchange.truncated(source)
+        if _context.is_cancellation(thrown):
+            failure = thrown
         try:
             while self.paused:
-                await self.fail(thrown)
+                await self.fail(self.thrown)
         except GeneratorExit:
             raise
         except BaseException as exc:
             # A flow's own failure is kept already; a body that was cut off on its way to the
             # server just looks cut off, as it would without us.
-            if self._state is not _REFUSED and exc is not thrown:
+            if self.state is not REFUSED and exc is not thrown:
                 failure = failure or exc
-        return failure
+        try:
+            return failure
+        finally:
+            failure = thrown = None  # they hold this frame: do not hold them in turn
+
+
+class Replacement(Outbound):
+    """
+    The way outward of a response that a flow gave.
+    """
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange, giver: Tail) -> None:
+        self._exchange = exchange
+        self.giver = giver
+        self.task = exchange.task
+        self.stepper = None
+        self.state = WAITING
+        self.waiting = exchange.waiting
+        self.server_send = exchange.server_send
+        self.passing = None
+        self.plain = False
+        self.loop = exchange.loop
+        self.key = exchange.key
+
+    @property
+    def exchange(self) -> Exchange:
+        return self._exchange
+
+    async def run(self, source: ASGIApp) -> BaseException | None:
+        """
+        Run *source* to its end; give back what it failed with.
+        """
+        failure: BaseException | None = None
+        try:
+            await source(self.exchange.scope, self.receive, self.send)
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            failure = exc
+        try:
+            return await self.finish(source, failure)
+        finally:
+            failure = None
+            self.forget()
 
 
 def _spec_version(scope: Scope) -> tuple[int, ...]:
