@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
+from httpmw._exchange import Adapter
+from httpmw.testing import ASGIChecker, ASGIViolation
 from tests.harness import (
     SPECS,
     Inner,
@@ -23,6 +25,34 @@ from tests.harness import (
 )
 
 HANG_SECONDS = 30
+
+VIOLATIONS: list[ASGIViolation] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the suite's own marker means."""
+    config.addinivalue_line("markers", "unchecked(reason): no checker around the inner apps")
+
+
+@pytest.fixture(autouse=True)
+def inner_apps_are_checked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Put the checker around the inner app of every layer, and see that no rule was broken."""
+    if request.node.get_closest_marker("unchecked") is not None:
+        yield
+        return
+    original = Adapter.take
+
+    def checked(self: Adapter, *args: Any) -> None:
+        original(self, *args)
+        if not isinstance(self._inner, ASGIChecker):
+            self._inner = ASGIChecker(self._inner, side="server", violations=VIOLATIONS)
+
+    monkeypatch.setattr(Adapter, "take", checked)
+    VIOLATIONS.clear()
+    yield
+    assert VIOLATIONS == []
 
 
 @pytest.fixture(params=["asyncio", "trio"])

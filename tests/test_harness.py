@@ -9,7 +9,8 @@ import anyio
 import pytest
 from starlette.types import Message
 
-from tests.harness import EXTENSIONS, Inner, ProtocolError, Server, request, script
+from httpmw.testing import ASGIViolation
+from tests.harness import EXTENSIONS, Inner, Server, request, script
 
 ALL: dict[str, dict[str, str]] = {name: {} for name in EXTENSIONS}
 
@@ -48,7 +49,11 @@ def start(status: Any = 200, **headers: Any) -> Message:
         (TRAILED, MORE, TRAILERS),
         (TRAILED, BODY, BODY),
         (TRAILED, BODY, TRAILERS, TRAILERS),
-        (START, HINT),
+        (TRAILED, BODY, HINT),
+        (PUSH,),
+        (TRAILED, BODY, PUSH),
+        (START, DEBUG),
+        (DEBUG, DEBUG),
         (START, BODY, DEBUG),
         (START, BODY, PUSH),
         (START, {"type": "http.response.unknown"}),
@@ -68,7 +73,7 @@ def start(status: Any = 200, **headers: Any) -> Message:
 async def test_refused(messages: tuple[Message, ...]) -> None:
     """Each of these sequences breaks the protocol with its last message."""
     server = Server(extensions=ALL)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ASGIViolation):
         await server.run(script(*messages))
     assert len(server.sent) == len(messages) - 1
 
@@ -89,7 +94,7 @@ async def test_refused(messages: tuple[Message, ...]) -> None:
         ((TRAILED, BODY, {**TRAILERS, "more_trailers": True}), False),
         ((TRAILED, BODY, {**TRAILERS, "more_trailers": True}, TRAILERS), True),
         ((TRAILED, PATHSEND, TRAILERS), True),
-        ((HINT, DEBUG, HINT, START, DEBUG, PUSH, MORE, DEBUG, BODY), True),
+        ((HINT, DEBUG, HINT, START, HINT, PUSH, MORE, HINT, PUSH, BODY), True),
         ((start(content_length=b"4"), BODY), True),
         ((start(content_length=b"4"), PATHSEND), True),
         ((start(204), {**BODY, "body": b""}), True),
@@ -119,7 +124,7 @@ async def test_zerocopysend() -> None:
 @pytest.mark.parametrize("message", [PATHSEND, HINT, DEBUG, PUSH, TRAILERS])
 async def test_extension_that_was_not_announced(message: Message) -> None:
     """An extension that is not in the scope is refused."""
-    with pytest.raises(ProtocolError, match="not announced"):
+    with pytest.raises(match="not announced"):
         await request(script(message))
 
 

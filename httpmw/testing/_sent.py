@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Message
+
+from ._http import BODY, START
+
+
+class Sent:
+    """
+    What was sent for one request, as the client sees it.
+
+    Attributes:
+        sent: The messages that the server took, as they were.
+    """
+
+    sent: list[Message]
+    # A client that asked for HEAD gets no body, whatever the app sends.
+    is_head: bool
+
+    @property
+    def status(self) -> int | None:
+        """
+        The status of the response, None before its start.
+        """
+        return next((each["status"] for each in self.sent if each["type"] == START), None)
+
+    @property
+    def headers(self) -> Headers:
+        """
+        The headers of the response.
+
+        Raises:
+            LookupError: There is no response.
+        """
+        for message in self.sent:
+            if message["type"] == START:
+                return Headers(raw=message.get("headers", []))
+        raise LookupError("there is no response")
+
+    @property
+    def chunks(self) -> list[bytes]:
+        """
+        The body of the response, message by message.
+        """
+        if self.is_head:
+            return []
+        return [bytes(each.get("body", b"")) for each in self.sent if each["type"] == BODY]
+
+    @property
+    def body(self) -> bytes:
+        """
+        The body of the response.
+        """
+        return b"".join(self.chunks)
+
+    @property
+    def text(self) -> str:
+        """
+        The body of the response, decoded as UTF-8.
+        """
+        return self.body.decode()
+
+    def json(self) -> Any:
+        """
+        Parse the body of the response.
+        """
+        return json.loads(self.body)
+
+    @property
+    def starts(self) -> int:
+        """
+        How many response starts were sent: 0 or 1.
+        """
+        return sum(each["type"] == START for each in self.sent)
+
+    @property
+    def types(self) -> list[str]:
+        """
+        The types of the messages, without their `http.response.`.
+        """
+        return [each["type"].removeprefix("http.response.") for each in self.sent]

@@ -1,0 +1,254 @@
+"""
+The engine in 20,000 random schedules on asyncio and 5,000 on trio, and what they have found.
+
+`make soak` runs the same scenarios with other seeds, and many more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from httpmw import Connection, Flow
+from httpmw.testing import World, explore
+from tests.harness import Chunks, Server, body, passing, stack, start, waiting
+from tests.scenarios import engine
+
+SHARDS = [("asyncio", first, 1000) for first in range(0, 20_000, 1000)]
+SHARDS += [("trio", first, 500) for first in range(0, 5_000, 500)]
+
+
+@pytest.mark.parametrize(("backend", "first", "count"), SHARDS)
+def test_random_schedules(backend: str, first: int, count: int) -> None:
+    """Random layers around random inner apps keep the invariants, in every schedule."""
+    struck = explore(engine, seeds=range(first, first + count), backend=backend)
+    assert struck.total() == count
+    assert min(struck.values()) > count / 20, "hardly any faults"
+
+
+# What the schedules found. Each of these failed once.
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What was found on asyncio alone."""
+    return "asyncio"
+
+
+async def upper(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass chunks on in capitals."""
+    async for chunk in chunks:
+        yield chunk.upper()
+
+
+@pytest.mark.parametrize("sends", [0, 1, 2])
+async def test_cancelled_as_the_app_returns(sends: int, fused: bool) -> None:
+    """A cancellation that is pending when the app returns too early goes through the flows."""
+    ended: list[type[BaseException]] = []
+
+    async def mw(conn: Connection) -> Flow:
+        try:
+            response = yield
+            yield response
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in [start(), body(b"some", more=True)][:sends]:
+            await send(message)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    wrapped = stack(app, mw, mw, fused=fused)
+    task = asyncio.create_task(Server().run(wrapped))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [asyncio.CancelledError] * 2
+
+
+async def test_cancelled_as_the_app_returns_in_a_body_that_is_transformed(fused: bool) -> None:
+    """The same where a transform waits for the rest of the body."""
+    ended: list[type[BaseException]] = []
+
+    async def transform(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.body_iterator = transform(response.body_iterator)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"some", more=True))
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    task = asyncio.create_task(Server().run(stack(app, waiting, mw, fused=fused)))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [asyncio.CancelledError]
+
+
+async def transforming(conn: Connection) -> Flow:
+    """Transform the body."""
+    response = yield
+    response.body_iterator = upper(response.body_iterator)
+
+
+async def ending_early(conn: Connection) -> Flow:
+    """Send only the first chunk of the body."""
+
+    async def first(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            yield chunk
+            return
+
+    response = yield
+    response.body_iterator = first(response.body_iterator)
+
+
+async def setting(conn: Connection) -> Flow:
+    """Send another body."""
+    response = yield
+    response.body = b"set"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("further_in", [transforming, ending_early, setting])
+async def test_signal_of_a_replaced_stream(further_in: Any, fused: bool) -> None:
+    """A streamed replacement that is replaced in turn ends quietly, whatever is further in."""
+
+    async def outer(conn: Connection) -> Flow:
+        yield
+        yield PlainTextResponse("outer", 503)
+
+    async def replacing(conn: Connection) -> Flow:
+        yield
+        yield StreamingResponse(Chunks(b"repl", b"aced"), 502)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"some", more=True))
+        await send(body())
+
+    server = await Server(spec="2.4").run(
+        stack(app, outer, replacing, further_in, passing, fused=fused)
+    )
+    assert server.body == b"outer"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_second_start_while_the_body_is_read(fused: bool) -> None:
+    """A second start is refused at once, and nothing of it is taken for a part of the body."""
+    read: list[bytes] = []
+
+    async def reading(conn: Connection) -> Flow:
+        response = yield
+        try:
+            read.append(await response.read())
+        finally:
+            read.append(b"over")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(start(500))
+        await send(body(b"error page"))
+
+    server = Server()
+    with pytest.raises(RuntimeError, match=r"second http\.response\.start"):
+        await server.run(stack(app, waiting, reading, fused=fused))
+    assert server.sent == []
+    assert read == [b"over"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_cancellation_in_a_group_stays_in_its_scope(fused: bool) -> None:
+    """A limit of the app's own that ends a replacement is not raised again outside of it."""
+
+    class Failing(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def fails_as_it_is_cancelled() -> None:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    raise ValueError("replacement")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(fails_as_it_is_cancelled)
+                await anyio.sleep_forever()
+
+    async def replacing(conn: Connection) -> Flow:
+        yield
+        yield Failing()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.move_on_after(0.01):
+            await send(start())
+
+    cancelled = anyio.get_cancelled_exc_class()
+    with pytest.raises(BaseException) as raised:  # noqa: PT011 - which one, is looked at below
+        await Server().run(stack(app, waiting, replacing, fused=fused))
+    error: BaseException | None = raised.value
+    assert not isinstance(error, cancelled)
+    if isinstance(error, BaseExceptionGroup):
+        assert error.subgroup(cancelled) is None
+        assert error.subgroup(ValueError) is not None
+    else:
+        assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_request_transform_whose_receive_was_cancelled(fused: bool) -> None:
+    """A transform that waits for a message is ended with `GeneratorExit`, on every Python."""
+    ended: list[type[BaseException]] = []
+
+    async def transform(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    async def mw(conn: Connection) -> Flow:
+        conn.body_iterator = transform(conn.body_iterator)
+        yield
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert not await Request(scope, receive).is_disconnected()
+        await send(start())
+        await send(body())
+
+    server = Server(method="POST")
+    wrapped = stack(app, waiting, mw, fused=fused)
+    await wrapped(server.scope, anyio.sleep_forever, server.send)  # type: ignore[arg-type]
+    assert server.complete
+    assert ended == [GeneratorExit]
+
+
+def test_schedule_of_the_world_reaches_every_layer() -> None:
+    """The plans that are drawn have every kind of layer and every kind of inner app."""
+    from tests.scenarios import APPS, LAYERS, draw
+
+    seen: set[str] = set()
+
+    async def scenario(world: World) -> None:
+        seen.update(draw(world)[0].names)
+
+    explore(scenario, seeds=500)
+    assert seen == {make.__name__ for _, make in [*LAYERS, *APPS]}
