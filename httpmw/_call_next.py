@@ -1,0 +1,399 @@
+# The way of a dispatch function in `call_next` style through the engine.
+#
+# A dispatch coroutine is driven by hand, and looks to the engine like the generator of a
+# middleware function: `await call_next(request)` is its bare `yield`, what it returns before that
+# is an early answer, and what it returns afterwards is `yield other` or, where it is the response
+# that it was given, the end of the generator.
+#
+# Rule 1: only the flow whose `call_next` is awaited understands the marker; whatever else the
+# coroutine awaits goes through unchanged, to the event loop or to a driver of the engine.
+# Rule 2: the coroutine is driven by its flow and by nobody else. `call_next` may be awaited from
+# within, once; everyone else is refused at the `await`, where the mistake was made.
+# Rule 3: the coroutine is always ended by its flow, and never touched after its end.
+# Rule 4: the request body is nobody's business as long as the dispatch function leaves it alone:
+# only one that has had a hand in it stands between the server and the inner app.
+
+from __future__ import annotations
+
+import types
+from collections.abc import AsyncGenerator, Generator
+from contextvars import Context, copy_context
+from inspect import isasyncgen, isawaitable
+from types import CodeType, CoroutineType, FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.requests import HTTPConnection, Request, empty_receive
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import _errors
+from ._body import DISCONNECT, Incoming
+from ._response import AppResponse
+
+if TYPE_CHECKING:
+    from ._connection import Connection
+
+_new: Final = object.__new__
+
+
+def begin(layer: Any, conn: Connection) -> Any:
+    """
+    Make the flow of one request in one layer.
+    """
+    flow: DispatchFlow = _new(DispatchFlow)
+    flow._layer = layer
+    flow._may_call = False
+    flow._outcome = None
+    flow._request = request = _new(CachedRequest)
+    request.scope = conn.scope
+    request._conn = conn
+    coroutine = layer.dispatch_func(request, flow.call_next)
+    if type(coroutine) is not CoroutineType:
+        coroutine = _coroutine_of(layer, coroutine)
+    flow._coroutine = coroutine
+    return flow
+
+
+def _coroutine_of(layer: Any, given: Any) -> Any:
+    if not isawaitable(given):
+        raise _errors.not_awaitable(layer.dispatch_func, given)
+
+    async def waiting() -> Any:
+        return await given
+
+    return waiting()
+
+
+_WAITING: Final = object()
+_GIVEN: Final = object()
+
+
+class DispatchFlow:
+    # One running dispatch coroutine, with the methods of an async generator.
+    #
+    # The first part of each step is taken by hand, as most wait for nothing but `call_next`.
+
+    __slots__ = ("_coroutine", "_layer", "_may_call", "_outcome", "_request")
+
+    _coroutine: Any
+    _layer: Any
+    _request: CachedRequest
+    # Whether the coroutine is being driven right now, and has not awaited `call_next` yet.
+    _may_call: bool
+    # What became of `call_next`: None before, `_WAITING`, and then `_GIVEN` or what it raised. The
+    # response itself holds the flow, and would be held in turn.
+    _outcome: Any
+
+    async def call_next(self, request: Request) -> Response:
+        if not self._may_call:
+            raise self._refusal()
+        self._may_call = False
+        own = self._request
+        if request is own and not own._taken and own.scope is own._conn.scope:
+            return await self._mark()
+        return await self._mark_with(request)
+
+    @types.coroutine
+    def _mark(self) -> Generator[Any, Any, Response]:
+        try:
+            response: Response = yield self
+        except RuntimeError:
+            if self._outcome is None:
+                # An eager task got the marker, within a step of ours, and cannot make sense of it.
+                raise _errors.call_next_elsewhere(self) from None
+            raise
+        return response
+
+    async def _mark_with(self, request: Any) -> Response:
+        # Further in it is the given request that counts; further out nothing has changed.
+        own = self._request
+        exchange = own._conn._exchange
+        assert exchange is not None
+        given = request if isinstance(request, HTTPConnection) else own
+        source = given if _has_body_of_its_own(given, own) else own
+        if source is not own or own._taken:
+            exchange.incoming = Incoming(Replay(source, own).receive)
+        scope, exchange.scope = exchange.scope, given.scope
+        try:
+            return await self._mark()
+        finally:
+            exchange.scope = scope
+
+    def _refusal(self) -> BaseException:
+        outcome = self._outcome
+        if isinstance(outcome, BaseException):
+            return outcome  # raised again, as Starlette does
+        if outcome is None or outcome is _WAITING:
+            return _errors.call_next_elsewhere(self)
+        return _errors.second_call_next(self)
+
+    @types.coroutine
+    def asend(self, response: Any) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        context = None
+        if response is None:
+            self._may_call = True
+        else:
+            self._outcome = _GIVEN
+            response._reader = self
+            context = copy_context()
+        try:
+            value = coroutine.send(response)
+        except StopIteration as stop:
+            value = stop.value
+        else:
+            if value is not self:
+                self._may_call = False
+                value = yield from self._drive(coroutine, value)
+            if value is self:
+                self._outcome = _WAITING
+                return None
+        finally:
+            self._may_call = False
+            if context:
+                _keep(context, response)
+        if value is response is not None:
+            self._coroutine = _OVER
+            raise StopAsyncIteration
+        if response is not None and isinstance(value, StreamingResponse):
+            _read_by(value, response)
+        return self._answer(value, None)
+
+    @types.coroutine
+    def athrow(self, exc: BaseException) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        if coroutine is _OVER:
+            raise exc
+        self._outcome = exc
+        traceback = exc.__traceback__
+        try:
+            try:
+                value = coroutine.throw(exc)
+            except StopIteration as stop:
+                value = stop.value
+            else:
+                value = yield from self._drive(coroutine, value)
+            # What was added to it leads back, by way of frames, to those who hold the exception.
+            exc.__traceback__ = traceback
+            return self._answer(value, exc)
+        finally:
+            self._coroutine = _OVER
+            self._outcome = None
+            del exc, traceback
+
+    @types.coroutine
+    def aclose(self) -> Generator[Any, Any, None]:
+        coroutine, self._coroutine = self._coroutine, _OVER
+        try:
+            yield from self._drive(coroutine, coroutine.throw(GeneratorExit()))
+        except (GeneratorExit, StopIteration):
+            pass
+
+    def _drive(self, coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:
+        # The rest of a step; gives the flow itself where the coroutine waits at `call_next`.
+        may_call = self._outcome is None
+        try:
+            while awaited is not self:
+                try:
+                    call, argument = coroutine.send, (yield awaited)
+                except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
+                    call, argument = coroutine.throw, exc
+                self._may_call = may_call
+                try:
+                    awaited = call(argument)
+                finally:
+                    self._may_call = False
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            # An exception here would hold this frame, and this frame the exception.
+            call = argument = None
+        return self
+
+    def _answer(self, value: Any, failure: BaseException | None) -> Response:
+        """
+        Make a response of what the coroutine returned.
+        """
+        try:
+            if isinstance(value, AppResponse):
+                raise _errors.foreign_returned(self)
+            if isinstance(value, Response):
+                return value
+            if callable(value):
+                return _App(value)
+            raise _errors.no_response_returned(self, value) from failure
+        finally:
+            self._coroutine = _OVER
+            failure = None
+
+    def is_over(self) -> bool:
+        return self._coroutine is _OVER
+
+    # As in a generator, for messages.
+
+    @property
+    def ag_code(self) -> CodeType | None:
+        code: CodeType | None = getattr(self._coroutine, "cr_code", None)
+        if code is None or code.co_filename == __file__:
+            code = getattr(self._layer.dispatch_func, "__code__", None)
+        return code
+
+    @property
+    def ag_frame(self) -> FrameType | None:
+        frame: FrameType | None = getattr(self._coroutine, "cr_frame", None)
+        return None if frame is None or frame.f_code is not self.ag_code else frame
+
+
+class _Over:
+    # In the place of a coroutine that has ended.
+
+    def send(self, _: Any) -> Any:
+        raise StopAsyncIteration
+
+    def throw(self, exc: BaseException) -> Any:
+        raise exc
+
+
+_OVER: Final = _Over()
+
+
+def _keep(context: Context, response: AppResponse) -> None:
+    """
+    Keep for the app the variables of *context* that are different by now.
+    """
+    changed = {var: value for var, value in context.items() if var.get(_GIVEN) is not value}
+    if changed:
+        response._outbound.exchange.keep(changed)
+
+
+def _read_by(streaming: StreamingResponse, response: AppResponse) -> None:
+    """
+    See to it that *response* streams on where a generator will look at its body only when it runs.
+    """
+    if _refers_to(streaming.body_iterator, response):
+        response.body_iterator  # noqa: B018 - from now on it counts as being read
+
+
+def _refers_to(iterator: Any, response: AppResponse) -> bool:
+    frame = getattr(iterator, "ag_frame", None)
+    held = getattr(iterator, "__dict__", {}) if frame is None else frame.f_locals
+    return any(
+        each is response or (isasyncgen(each) and _refers_to(each, response))
+        for each in held.values()
+    )
+
+
+class _App(Response):
+    # Starlette runs whatever is returned as an ASGI app.
+
+    background = None
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+# ---------------------------------------------------------------------- the request
+
+
+class CachedRequest(Request):
+    # The request as a dispatch function gets it. What it takes of the body is gone for the inner
+    # app, as with Starlette, unless it was read whole by `body()`.
+
+    _stream_consumed = False
+    _is_disconnected = False
+    _form = None
+    _conn: Connection
+    # Whether the dispatch function has had a hand in the body.
+    _taken = False
+
+    @property
+    def _receive(self) -> Receive:
+        given: Receive | None = self.__dict__.get("_receive")
+        return self._take if given is None else given
+
+    @_receive.setter
+    def _receive(self, receive: Receive) -> None:
+        self.__dict__["_receive"] = receive
+        self._taken = True
+
+    @property
+    def _body(self) -> bytes:
+        try:
+            body: bytes = self.__dict__["_body"]
+        except KeyError:
+            raise AttributeError("_body") from None
+        return body
+
+    @_body.setter
+    def _body(self, body: bytes) -> None:
+        self.__dict__["_body"] = body
+        self._taken = True
+
+    async def _take(self) -> Message:
+        self._taken = True
+        return await self.rest()
+
+    async def rest(self) -> Message:
+        """
+        Take the next message of those that come from outside.
+        """
+        return await self._conn._open().receive()
+
+    async def _send(  # pyrefly: ignore[bad-override-mutable-attribute]
+        self, message: Message
+    ) -> None:
+        await self._conn._send(message)
+
+    def stream(self) -> AsyncGenerator[bytes, None]:
+        if not self._taken and self._conn._open().taken:
+            self._stream_consumed = True  # by the inner app
+        return super().stream()
+
+    async def is_disconnected(self) -> bool:
+        if "_receive" in self.__dict__:
+            return await super().is_disconnected()
+        if not self._is_disconnected:
+            # Looks ahead, where Starlette takes a message and loses it.
+            self._is_disconnected = await self._conn.is_disconnected()
+        return self._is_disconnected
+
+
+def _has_body_of_its_own(request: Any, own: CachedRequest) -> bool:
+    if getattr(request, "_body", None) is not None or getattr(request, "_stream_consumed", False):
+        return True
+    receive = getattr(request, "_receive", empty_receive)
+    return receive is not empty_receive and getattr(receive, "__self__", None) is not own
+
+
+class Replay:
+    # What the inner app receives where the dispatch function has had a hand in the body.
+
+    __slots__ = ("_ended", "_own", "_request")
+
+    def __init__(self, request: Any, own: CachedRequest) -> None:
+        self._request = request
+        self._own = own
+        self._ended = False
+
+    async def receive(self) -> Message:
+        request = self._request
+        if not self._ended:
+            body = getattr(request, "_body", None)
+            if body is not None or request._stream_consumed:
+                self._ended = True
+                return {"type": "http.request", "body": body or b"", "more_body": False}
+        if request._is_disconnected:
+            return DISCONNECT
+        message: Message = await request._receive()
+        if self._ended:
+            # A `receive` that was made for one body gives it time and again.
+            while message["type"] == "http.request":
+                message = await self._own.rest()
+        elif message["type"] == "http.request" and not message.get("more_body", False):
+            self._ended = request._stream_consumed = True
+        if message["type"] == "http.disconnect":
+            request._is_disconnected = True
+        return message

@@ -1,0 +1,272 @@
+"""
+Middleware in `call_next` style on the engine of httpmw.
+
+`BaseHTTPMiddleware` takes the place of Starlette's class of that name; `patch_starlette()` puts
+every middleware that stands on Starlette's class on this engine.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import starlette
+from starlette.middleware import base
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import _errors
+from ._call_next import begin
+from ._exchange import FUSED, Adapter, Function, fused
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "BaseHTTPMiddleware",
+    "DispatchFunction",
+    "RequestResponseEndpoint",
+    "StarlettePatch",
+    "patch_starlette",
+]
+
+RequestResponseEndpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+"""
+What `call_next` is.
+"""
+
+DispatchFunction: TypeAlias = Callable[[Request, RequestResponseEndpoint], Awaitable[Response]]
+"""
+What a dispatch function is.
+"""
+
+# By its name: to look `__call__` up through the type takes longer than the rest of the call.
+_run: Final = Adapter.__call__
+
+
+class BaseHTTPMiddleware:
+    """
+    Run a dispatch function around an ASGI app, in the place of Starlette's class of this name.
+
+    It is used in exactly the same way; to change the import is the whole migration:
+
+        class ServerHeader(BaseHTTPMiddleware):
+            async def dispatch(self, request, call_next):
+                response = await call_next(request)
+                response.headers["server"] = "mine"
+                return response
+
+    Neighbouring layers become one, with each other and with `HTTPMiddleware`.
+
+    Args:
+        app: The inner app.
+        dispatch: The dispatch function, for those who do not override `dispatch`.
+
+    Attributes:
+        app: The inner app.
+        dispatch_func: The dispatch function.
+    """
+
+    # By a name that no subclass has for something else.
+    _httpmw_adapter: _Adapter
+
+    def __init__(self, app: ASGIApp, dispatch: DispatchFunction | None = None) -> None:
+        self.app = app
+        self.dispatch_func: DispatchFunction = self.dispatch if dispatch is None else dispatch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Run the dispatch function around the inner app; other scopes than HTTP go straight to it.
+        """
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            adapter = self._httpmw_adapter
+        except AttributeError:  # the first request
+            adapter = self._httpmw_adapter = _Adapter(self)
+        if (
+            adapter.app is not self.app
+            or adapter.calls is not _calls
+            or (adapter.chain and adapter.is_stale())
+        ):
+            adapter = self._httpmw_adapter = _Adapter(self)
+        await _run(adapter, scope, receive, send)
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """
+        Override this in a subclass.
+
+        Args:
+            request: The request.
+            call_next: Runs the inner app: `response = await call_next(request)`. Once.
+
+        Returns:
+            The response to send: the received one, edited or not, or any other.
+        """
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------------- the layers
+
+# A layer is what it is when a request comes, as with Starlette: `app` and `dispatch_func` may be
+# set at any time, unless an `HTTPMiddleware` directly around it has taken it over. What drives it
+# is kept as long as that holds.
+
+# The `__call__` of every class whose layers become one with their neighbours.
+_calls: frozenset[Any] = frozenset({BaseHTTPMiddleware.__call__})
+
+
+def _fuses(app: Any) -> bool:
+    return getattr(type(app), "__call__", None) in _calls  # noqa: B004 - which one it is
+
+
+class _Adapter(Adapter):
+    # What drives neighbouring layers, the given one outermost.
+
+    def __init__(self, layer: Any) -> None:
+        layers = [layer]
+        while _fuses(layers[-1].app):
+            layers.append(layers[-1].app)
+        self.take(tuple(partial(begin, each) for each in layers), layers[-1].app)
+        self.calls = _calls
+        self.app = layer.app
+        # The layers further in, each with what it is around.
+        self.chain = [(each, each.app) for each in layers[1:]]
+
+    def is_stale(self) -> bool:
+        """
+        Whether one of the layers further in is around something else by now.
+        """
+        return any(layer.app is not app for layer, app in self.chain)
+
+
+def _taken_over(layer: Any) -> tuple[tuple[Function, ...], ASGIApp]:
+    # By an `HTTPMiddleware` further out, once and for all: so one layer, and what is inside of it.
+    functions, inner = fused(layer.app)
+    return (partial(begin, layer), *functions), inner
+
+
+FUSED[BaseHTTPMiddleware.__call__] = _taken_over
+
+
+# ---------------------------------------------------------------------- Starlette's own class
+
+
+class StarlettePatch:
+    """
+    What `patch_starlette()` gives: restores Starlette's class at the end of a `with` block.
+    """
+
+    def __init__(self) -> None:
+        self._holds = True
+
+    def restore(self) -> None:
+        """
+        Take this call of `patch_starlette()` back; a second time it does nothing.
+
+        Starlette's class is as before when all calls have been taken back. Requests that are
+        running are ended as they were begun.
+        """
+        global _holders  # noqa: PLW0603 - what it is about is global
+        with _lock:
+            if self._holds:
+                self._holds = False
+                _holders -= 1
+                if not _holders:
+                    _put_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.restore()
+
+
+def patch_starlette() -> StarlettePatch:
+    """
+    Put every middleware that stands on Starlette's `BaseHTTPMiddleware` on the engine of httpmw.
+
+    That is, in this process: subclasses of other packages, `Middleware(BaseHTTPMiddleware,
+    dispatch=...)`, and FastAPI's `@app.middleware("http")`; those that were defined, registered
+    or made before as well. A class that overrides `__call__` is left alone.
+
+    One line at start-up is enough. To end it, use it as a context manager, or keep what it returns
+    and call `restore()`. It may be called as often as one likes, from any thread.
+
+    Returns:
+        The means to take it back.
+
+    Raises:
+        RuntimeError: Starlette's class is not one that is known here, because of its version or
+            because somebody else has patched it.
+    """
+    global _holders  # noqa: PLW0603 - see above
+    with _lock:
+        if not _holders:
+            _put_in_place()
+        _holders += 1
+    return StarlettePatch()
+
+
+_lock: Final = threading.Lock()
+# How many calls have not been taken back.
+_holders = 0
+# Starlette's own `__call__`.
+_starlette_call: Any = None
+
+
+async def _patched_call(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    if _holders:
+        await BaseHTTPMiddleware.__call__(self, scope, receive, send)
+    else:  # restored; but somebody has wrapped this function meanwhile, and calls it still
+        await _starlette_call(self, scope, receive, send)
+
+
+def _put_in_place() -> None:
+    global _calls, _starlette_call  # noqa: PLW0603 - see above
+    _check_known()
+    _starlette_call = base.BaseHTTPMiddleware.__call__
+    base.BaseHTTPMiddleware.__call__ = _patched_call  # type: ignore[method-assign]
+    _calls |= {_patched_call}
+
+
+def _put_back() -> None:
+    global _calls  # noqa: PLW0603 - see above
+    _calls -= {_patched_call}
+    if base.BaseHTTPMiddleware.__call__ is _patched_call:
+        base.BaseHTTPMiddleware.__call__ = _starlette_call  # type: ignore[method-assign]
+
+
+# What is relied on: `__call__` does nothing but run `dispatch_func` around `app`.
+_VERSIONS: Final = ((0, 46), (2, 0))  # from, and up to
+_PARAMETERS: Final = {
+    "__init__": ["self", "app", "dispatch"],
+    "__call__": ["self", "scope", "receive", "send"],
+    "dispatch": ["self", "request", "call_next"],
+}
+
+
+def _check_known() -> None:
+    cls = base.BaseHTTPMiddleware
+    version = starlette.__version__
+    first, end = _VERSIONS
+    if not first <= tuple(map(int, re.findall(r"\d+", version)[:2])) < end:
+        raise _errors.unknown_starlette(version, "its version has not been looked at")
+    methods = {name: each for name, each in vars(cls).items() if callable(each)}
+    for name, parameters in _PARAMETERS.items():
+        method = methods.pop(name, None)
+        if not isinstance(method, FunctionType) or method.__code__.co_filename != base.__file__:
+            raise _errors.patched_starlette(name, method)
+        if list(inspect.signature(method).parameters) != parameters:
+            raise _errors.unknown_starlette(version, f"`{name}` takes other parameters")
+    if methods:
+        raise _errors.unknown_starlette(version, f"there is a method `{min(methods)}`")
+    if not {"app", "dispatch_func"} <= {*cls.__call__.__code__.co_names}:
+        raise _errors.unknown_starlette(version, "`__call__` works with other attributes")
