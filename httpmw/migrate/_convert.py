@@ -1,0 +1,175 @@
+# From source to source: one file, or the files of one run.
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections import Counter
+from typing import Literal
+
+import libcst as cst
+
+from ._apply import apply
+from ._codes import CODES
+from ._dropin import drop_in
+from ._model import Conversion, Converted, Diagnostic
+from ._project import Module, Project
+from ._scan import Problem
+from ._unit import Unit
+
+__all__ = ["CONCERNED", "Project", "Target", "conversion", "convert", "diagnostic", "parse"]
+
+Target = Literal["generator", "drop-in"]
+CONCERNED = re.compile(
+    r"BaseHTTPMiddleware|RequestResponseEndpoint|call_next|def\s+dispatch\b"
+    r"|middleware\(\s*[\"']http"
+)
+"""
+A file in whose text this is not found has nothing to convert, and is not parsed.
+"""
+
+
+def convert(
+    source: str,
+    *,
+    path: str = "<string>",
+    to: Target = "generator",
+    project: Project | None = None,
+) -> Conversion:
+    """
+    Convert the middleware of one file.
+
+    Args:
+        source: The source.
+        path: The name of the file, for the diagnostics.
+        to: `"generator"`, or `"drop-in"` to swap imports to `httpmw.compat` only.
+        project: The files of the run that the file belongs to; without it nothing is known of
+            other files.
+
+    Returns:
+        The new source, which is the old one where nothing was converted, what was converted,
+        and what a person should know. A source that cannot be parsed is a diagnostic.
+    """
+    if project is None:
+        project = Project()
+    if path not in project.modules:
+        if CONCERNED.search(source) is None:
+            return Conversion(path, source, source)
+        failed = parse(project, path, source)
+        if failed is not None:
+            return Conversion(path, source, source, [], [failed])
+    return conversion(project, project.modules[path], to)
+
+
+def parse(project: Project, path: str, source: str) -> Diagnostic | None:
+    """
+    Add a file to a project; give what is wrong with it, if anything.
+    """
+    try:
+        project.add(path, source)
+    except cst.ParserSyntaxError as exc:
+        what = " ".join(exc.message.split())
+        return diagnostic(path, "HM190", exc.raw_line, exc.raw_column + 1, what=what)
+    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
+        return diagnostic(path, "HM195", what=f"{type(exc).__name__}: {exc}")
+    return None
+
+
+def conversion(project: Project, module: Module, to: Target) -> Conversion:
+    """
+    Convert a file of a project.
+    """
+    if to == "drop-in":
+        return _dropped_in(module)
+    project.resolve()
+    code = module.source
+    try:
+        code = apply(project, module)
+        mistake = _mistake(code, project, module) if code != module.source else None
+    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
+        mistake = f"{type(exc).__name__}: {exc}"
+    if mistake is not None:
+        project.reject(module, "", "HM195", mistake)
+        code = module.source
+    result = Conversion(module.path, module.source, code)
+    module.locate(
+        [
+            *(unit.node for unit in module.units.values()),
+            *(problem.node for unit in module.units.values() for problem in unit.problems),
+            *(problem.node for problem, _ in module.problems),
+        ]
+    )
+    for unit in module.units.values():
+        if project.converts(unit):
+            line, _ = module.position(unit.node)
+            result.conversions.append(Converted(unit.kind, unit.qualname, line, unit.registered))
+        result.diagnostics += _of_unit(project, module, unit)
+    for problem, qualname in module.problems:
+        result.diagnostics.append(_diagnostic(module, problem, qualname))
+    result.conversions.sort(key=lambda each: each.line)
+    result.diagnostics = sorted(set(result.diagnostics))
+    return result
+
+
+def _dropped_in(module: Module) -> Conversion:
+    code, swapped, problems = drop_in(module)
+    result = Conversion(module.path, module.source, code)
+    for node in swapped:
+        line, _ = module.position(node)
+        result.conversions.append(Converted("import", "", line, "import"))
+    result.diagnostics = sorted(_diagnostic(module, each, "") for each in problems)
+    return result
+
+
+def _of_unit(project: Project, module: Module, unit: Unit) -> list[Diagnostic]:
+    # Of what was left only the reasons are said, not what a conversion would have changed.
+    problems = unit.errors() or unit.problems
+    found = [_diagnostic(module, each, unit.qualname) for each in problems]
+    if unit.registered == "elsewhere" and project.converts(unit):
+        problem = Problem("HM207", unit.node, {"name": unit.qualname})
+        found.append(_diagnostic(module, problem, unit.qualname))
+    return found
+
+
+def _diagnostic(module: Module, problem: Problem, qualname: str) -> Diagnostic:
+    line, column = module.position(problem.node)
+    return diagnostic(module.path, problem.code, line, column, function=qualname, **problem.details)
+
+
+def diagnostic(
+    path: str, code: str, line: int = 1, column: int = 1, function: str = "", **details: str
+) -> Diagnostic:
+    """
+    Fill in what the table of codes says.
+    """
+    entry = CODES[code]
+    message = entry.message.format(**details)
+    remedy = entry.remedy.format(**details)
+    return Diagnostic(path, line, column, code, message, remedy, entry.severity, function)
+
+
+def _mistake(code: str, project: Project, module: Module) -> str | None:
+    """
+    Look over what was written: it compiles, and no function in it is half converted.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(code, module.path)
+            compile(code, module.path, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as exc:
+            return str(exc)
+    takes = Counter(
+        (node.name, each.arg)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for each in (*node.args.args, *node.args.kwonlyargs)
+    )
+    for unit in module.units.values():
+        if not project.converts(unit):
+            takes[unit.node.name.value, unit.expects()] -= 1
+    for unit in module.units.values():
+        if project.converts(unit) and takes[unit.node.name.value, unit.call_next] > 0:
+            return f"`{unit.qualname}` was converted by half"
+    return None

@@ -1,0 +1,205 @@
+# What names mean in one module, as far as it can be told without running it.
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import libcst as cst
+
+__all__ = [
+    "Names",
+    "children",
+    "dotted",
+    "fields",
+    "find",
+    "is_http_decorator",
+    "is_none",
+    "last_name",
+    "module_name",
+    "own_scope",
+]
+
+_SCOPES = (cst.FunctionDef, cst.Lambda, cst.ClassDef)
+
+
+def dotted(node: cst.CSTNode | None) -> str:
+    """
+    Give `a.b.c` for a name or a chain of attributes, and nothing for anything else.
+    """
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        value = dotted(node.value)
+        return f"{value}.{node.attr.value}" if value else ""
+    return ""
+
+
+def last_name(node: cst.CSTNode) -> str:
+    """
+    Give the last name of a chain of attributes, whatever it begins with.
+    """
+    if isinstance(node, cst.Attribute):
+        return node.attr.value
+    return node.value if isinstance(node, cst.Name) else ""
+
+
+@functools.cache
+def fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    # Not the whitespace. `CSTNode.children` would build every node anew.
+    return tuple(
+        each.name
+        for each in dataclasses.fields(kind)
+        if "whitespace" not in each.name
+        and each.name
+        not in {
+            "lpar",
+            "rpar",
+            "leading_lines",
+            "lines_after_decorators",
+            "footer",
+            "header",
+            "semicolon",
+            "comma",
+            "operator",
+            "asynchronous",
+        }
+    )
+
+
+def children(node: cst.CSTNode) -> list[cst.CSTNode]:
+    """
+    Give the nodes right inside of a node, without whitespace and comments.
+    """
+    found: list[cst.CSTNode] = []
+    for name in fields(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            found.append(value)
+        elif type(value) in (list, tuple):
+            found.extend(value)
+    return found
+
+
+def find(node: cst.CSTNode, *kinds: type[Any]) -> Iterator[Any]:
+    """
+    Walk over a node and all inside of it.
+    """
+    stack = [node]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, kinds):
+            yield each
+        stack.extend(reversed(children(each)))
+
+
+def own_scope(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """
+    Walk over the nodes inside of a node, but not into functions, lambdas and classes.
+    """
+    stack = children(node)[::-1]
+    while stack:
+        each = stack.pop()
+        yield each
+        if not isinstance(each, _SCOPES):
+            stack.extend(reversed(children(each)))
+
+
+def module_name(path: str) -> str:
+    """
+    Give a path as a dotted name, such as `src.app.main`; of a package it is that of the folder.
+    """
+    parts = list(PurePath(path).with_suffix("").parts)
+    if parts and parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(part for part in parts if part not in {"/", ".", ".."})
+
+
+def is_http_decorator(node: cst.CSTNode) -> bool:
+    """
+    Tell whether it is `app.middleware("http")`, for whatever `app` is.
+    """
+    return (
+        isinstance(node, cst.Call)
+        and isinstance(node.func, cst.Attribute)
+        and node.func.attr.value == "middleware"
+        and len(node.args) == 1
+        and isinstance(node.args[0].value, cst.SimpleString)
+        and node.args[0].value.evaluated_value == "http"
+    )
+
+
+class Names:
+    """
+    The imports of a module, at whatever level they stand.
+    """
+
+    def __init__(self, module: cst.Module, path: str) -> None:
+        self._package = module_name(path).split(".")
+        if PurePath(path).stem != "__init__":
+            self._package = self._package[:-1]
+        self.imports: dict[str, str] = {}
+        self.stars: list[str] = []
+        for node in find(module, cst.Import, cst.ImportFrom):
+            if isinstance(node, cst.Import):
+                self._import(node)
+            else:
+                self._import_from(node)
+
+    def _import(self, node: cst.Import) -> None:
+        for alias in node.names:
+            name = dotted(alias.name)
+            if alias.asname is not None:
+                self.imports[dotted(alias.asname.name)] = name
+            else:
+                first = name.partition(".")[0]
+                self.imports.setdefault(first, first)
+
+    def _import_from(self, node: cst.ImportFrom) -> None:
+        base = self.origin(node)
+        if isinstance(node.names, cst.ImportStar):
+            self.stars.append(base)
+            return
+        for alias in node.names:
+            name = dotted(alias.name)
+            here = name if alias.asname is None else dotted(alias.asname.name)
+            self.imports[here] = f"{base}.{name}" if base else name
+
+    def origin(self, node: cst.ImportFrom) -> str:
+        """
+        Give the module that an import statement names, with the dots of a relative one resolved.
+        """
+        name = dotted(node.module)
+        if not node.relative:
+            return name
+        package = self._package[: len(self._package) - len(node.relative) + 1]
+        return ".".join([*package, name] if name else package)
+
+    def qualified(self, node: cst.CSTNode | None) -> str:
+        """
+        Give the dotted name of an expression, with its first part followed through the imports.
+        """
+        name = dotted(node)
+        first, dot, rest = name.partition(".")
+        return self.imports.get(first, first) + dot + rest
+
+    def is_from(self, node: cst.CSTNode, name: str, modules: Sequence[str]) -> bool:
+        """
+        Tell whether an expression is *name* of one of *modules*, or of a part of one.
+        """
+        origin, _, last = self.qualified(node).rpartition(".")
+        if last != name:
+            return False
+        if origin:
+            return origin.partition(".")[0] in modules
+        return any(star.partition(".")[0] in modules for star in self.stars)
+
+
+def is_none(node: cst.CSTNode | None) -> bool:
+    """
+    Tell whether it is None, written out or left out.
+    """
+    return node is None or (isinstance(node, cst.Name) and node.value == "None")

@@ -1,0 +1,296 @@
+# One run over files and folders: what the command does, and what it prints.
+#
+# Rule: nothing is written before everything has been converted, so that a run that is
+# interrupted has changed no file, or some files wholly.
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from ._convert import Project, Target, conversion, diagnostic, parse
+from ._files import MAX_BYTES, File, Unusable, decoded, discover, load, store, unwritable
+from ._model import Conversion, Diagnostic
+
+__all__ = ["EXIT_CHANGES", "EXIT_FILES", "Options", "Result", "run"]
+
+EXIT_CHANGES = 1
+EXIT_FILES = 3
+_SHOWN_FROM = 100  # files: below this a progress bar would only flicker
+_FILE_CODES = {"HM190", "HM191", "HM192", "HM193", "HM195"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    What the command line says.
+    """
+
+    paths: Sequence[str]
+    write: bool = False
+    check: bool = False
+    to: Target = "generator"
+    as_json: bool = False
+    verify: bool = False
+    max_bytes: int = MAX_BYTES
+
+
+@dataclass(slots=True)
+class Result:
+    """
+    What became of all files.
+    """
+
+    conversions: list[Conversion] = field(default_factory=list)
+    # What is said of files that could not be used.
+    unusable: list[Diagnostic] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    files: int = 0
+
+    def diagnostics(self) -> list[Diagnostic]:
+        every = [each for one in self.conversions for each in one.diagnostics]
+        return sorted([*every, *self.unusable])
+
+    def changed(self) -> list[Conversion]:
+        return [each for each in self.conversions if each.changed]
+
+
+def run(options: Options, out: TextIO, err: TextIO) -> int:
+    """
+    Convert the files, print what there is to say, and give the exit code.
+    """
+    result = Result()
+    progress = _Progress(err)
+    files = _load(options, result, progress)
+    _convert(options, files, result, progress)
+    progress.done()
+    if options.write:
+        _write(files, result)
+    if options.as_json:
+        _print_json(options, result, out)
+    else:
+        _print(options, result, out, err)
+    if options.check and result.changed():
+        return EXIT_CHANGES
+    broken = any(each.code in _FILE_CODES for each in result.diagnostics())
+    return EXIT_FILES if broken else 0
+
+
+def _load(options: Options, result: Result, progress: _Progress) -> dict[str, File | None]:
+    # A file without `call_next` is None: it is read again where a function may be used in it.
+    files: dict[str, File | None] = {}
+    found = []
+    for each in discover(options.paths):
+        if isinstance(each, Diagnostic):
+            result.unusable.append(each)
+        else:
+            found.append(each)
+    result.files = len(found)
+    for path in progress.over(found, "reading"):
+        try:
+            files[path] = load(path, options.max_bytes)
+        except Unusable as exc:
+            result.unusable.append(exc.diagnostic)
+    return files
+
+
+def _convert(
+    options: Options, files: dict[str, File | None], result: Result, progress: _Progress
+) -> None:
+    project = Project()
+    candidates = [each for each in files.values() if each is not None]
+    for file in progress.over(candidates, "parsing"):
+        _add(project, file, result)
+        if options.write and (what := unwritable(file.path)) is not None:
+            project.freeze(file.path, what)
+    if options.to == "generator":
+        _add_uses(project, files, result)
+        project.resolve()
+    for path in progress.over(list(project.modules), "converting"):
+        result.conversions.append(conversion(project, project.modules[path], options.to))
+    if options.verify and options.to == "generator":
+        _verify(project, result, progress)
+
+
+def _add(project: Project, file: File, result: Result) -> None:
+    failed = parse(project, file.path, file.source)
+    if failed is not None:
+        result.unusable.append(failed)
+
+
+def _add_uses(project: Project, files: dict[str, File | None], result: Result) -> None:
+    """
+    Parse the other files in which a function that is to be converted is named.
+    """
+    names = project.wanted()
+    if not names:
+        return
+    pattern = re.compile(rb"\b(?:%s)\b" % b"|".join(re.escape(each.encode()) for each in names))
+    for path, file in files.items():
+        if file is not None:
+            continue
+        try:
+            data = Path(path).read_bytes()
+            if pattern.search(data) and b"import" in data:
+                files[path] = other = decoded(path, data)
+                _add(project, other, result)
+        except (OSError, Unusable):
+            continue  # a file that has nothing to do with it
+
+
+def _verify(project: Project, result: Result, progress: _Progress) -> None:
+    from ._verify import verify  # noqa: PLC0415 - half a package that few runs need
+
+    notes: dict[str, list[Diagnostic]] = {}
+    for each in progress.over(result.changed(), "verifying"):
+        module = project.modules[each.path]
+        for verdict in verify(each.source, each.code, each.conversions):
+            if verdict.differing:
+                project.reject(module, verdict.qualname, "HM180", str(verdict.differences[0]))
+            elif verdict.problem:
+                notes.setdefault(each.path, []).append(
+                    _not_run(each.path, verdict.line, verdict.qualname, verdict.problem)
+                )
+    result.conversions = [
+        conversion(project, project.modules[each.path], "generator") for each in result.conversions
+    ]
+    for each in result.conversions:
+        converted = {one.qualname for one in each.conversions}
+        found = [note for note in notes.get(each.path, []) if note.function in converted]
+        each.diagnostics = sorted([*each.diagnostics, *found])
+
+
+def _not_run(path: str, line: int, qualname: str, what: str) -> Diagnostic:
+    return diagnostic(path, "HM215", line, function=qualname, what=what)
+
+
+def _write(files: dict[str, File | None], result: Result) -> None:
+    for each in result.changed():
+        file = files[each.path]
+        assert file is not None
+        try:
+            store(file, each.code)
+        except Unusable as exc:
+            result.unusable.append(exc.diagnostic)
+        else:
+            result.written.append(each.path)
+
+
+# ---------------------------------------------------------------------- what is printed
+
+
+def _print(options: Options, result: Result, out: TextIO, err: TextIO) -> None:
+    for each in result.changed():
+        if options.write:
+            if each.path in result.written:
+                print(f"converted {each.path}", file=out)
+        elif options.check:
+            print(f"would convert {each.path}", file=out)
+        else:
+            out.write(diff(each))
+    for found in result.diagnostics():
+        print(
+            f"{found.path}:{found.line}:{found.column}: {found.code} "
+            f"{f'[{found.function}] ' if found.function else ''}{found.message}\n"
+            f"    {found.remedy}",
+            file=err,
+        )
+    print(summary(options, result), file=err)
+
+
+def summary(options: Options, result: Result) -> str:
+    """
+    Say in one line what became of it all.
+    """
+    changed = result.changed()
+    functions = sum(len(each.conversions) for each in changed)
+    diagnostics = result.diagnostics()
+    left = {(d.path, d.function) for d in diagnostics if d.severity == "error"}
+    notices = sum(each.severity == "notice" for each in diagnostics)
+    verb = "converted" if options.write else "to convert"
+    return (
+        f"{_count(result.files, 'file')} read; {_count(functions, 'function')} in "
+        f"{_count(len(changed), 'file')} {verb}, {len(left)} left to a person, "
+        f"{_count(notices, 'notice')}."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def diff(each: Conversion) -> str:
+    """
+    Give a conversion as a unified diff.
+    """
+    path = each.path.replace(os.sep, "/").lstrip("/")
+    lines = difflib.unified_diff(
+        each.source.splitlines(keepends=True),
+        each.code.splitlines(keepends=True),
+        f"a/{path}",
+        f"b/{path}",
+    )
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
+
+
+def _print_json(options: Options, result: Result, out: TextIO) -> None:
+    document: dict[str, Any] = {
+        "files": [
+            {
+                "path": each.path,
+                "changed": each.changed,
+                "written": each.path in result.written,
+                "conversions": [
+                    {name: getattr(one, name) for name in one.__slots__} for one in each.conversions
+                ],
+                "diff": diff(each) if each.changed else "",
+            }
+            for each in result.conversions
+        ],
+        "diagnostics": [each.as_dict() for each in result.diagnostics()],
+        "summary": summary(options, result),
+    }
+    json.dump(document, out, indent=2)
+    out.write("\n")
+
+
+class _Progress:
+    """
+    A bar on a terminal, and nothing elsewhere.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.shown = False
+        self.wanted = stream.isatty()
+
+    def over(self, items: Sequence[Any], what: str) -> Iterator[Any]:
+        """
+        Go over some items, and show how far.
+        """
+        total = len(items)
+        step = max(1, total // 100)
+        for count, item in enumerate(items):
+            if self.wanted and total >= _SHOWN_FROM and count % step == 0:
+                filled = 30 * count // total
+                bar = "#" * filled + "." * (30 - filled)
+                self.stream.write(f"\r{what:<10} [{bar}] {count}/{total}")
+                self.stream.flush()
+                self.shown = True
+            yield item
+
+    def done(self) -> None:
+        """
+        Wipe the bar away.
+        """
+        if self.shown:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
