@@ -1,3 +1,3 @@
 """
-What middleware costs: `python -m benchmarks.grid`.
+What middleware costs: `python -m benchmarks`, and `benchmarks/README.md`.
 """

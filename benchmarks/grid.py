@@ -4,47 +4,67 @@ What a layer of middleware costs, by style, number of layers and body: `python -
 Every layer sets one header on the response, around an application that sends a start with three
 headers and a body. The styles:
 
-* `bare`        no middleware, the control arm;
-* `asgi`        an ASGI class written by hand, with Starlette's `MutableHeaders`;
-* `one yield`   httpmw, `response = yield`;
-* `two yields`  httpmw, `response = yield` and `yield response`;
-* `BaseHTTP`    Starlette's `BaseHTTPMiddleware`.
+* `bare`          no middleware, the control arm;
+* `raw bytes`     an ASGI class written by hand, which edits the list of pairs of bytes;
+* `asgi`          the same with Starlette's `MutableHeaders`, as its documentation has it;
+* `one yield`     httpmw, `response = yield`;
+* `two yields`    httpmw, `response = yield` and `yield response`;
+* `subclass`      httpmw, a subclass that overrides `dispatch`;
+* `when true`     httpmw, one yield, behind a predicate that holds;
+* `when false`    httpmw, behind a predicate that does not: the layer steps aside;
+* `returns None`  httpmw, a `dispatch` that returns None: the layer steps aside;
+* `drop-in`       `httpmw.compat.BaseHTTPMiddleware`;
+* `BaseHTTP`      Starlette's `BaseHTTPMiddleware`.
+
+The jobs are written twice, `asgi: JOB` by hand and `httpmw: JOB`: one layer does the job and the
+layers around it set the header. They are an early answer that is given after a look at a header,
+a response replaced by another, a body read whole, a body set, a body transformed chunk by chunk.
 
 "N times the cost of the hand-written layers" is `(httpmw - bare) / (asgi - bare)`:
 the time that the layers add to a request, divided by the time that the same number of
 hand-written layers adds. The time of the application itself and of the loop around it is in
-neither. Each round of samples gives one such ratio; the table shows the median and, in brackets,
+neither. An early answer has no application to take off: there the whole requests are compared.
+Each round of samples gives one such ratio; the table shows the median and, in brackets,
 the quartiles.
 
-There are two tables, each from one run:
+The series, each from one run:
 
-1. Stepped by hand. None of these layers suspends, so a request is one `send(None)`: the figures
-   are the code's own, without the event loop. A request that suspends is an error here.
-2. Under asyncio. `BaseHTTPMiddleware` needs the event loop, so here every request of every style
-   is a task, as on a server. "N times cheaper a layer" is `(BaseHTTP - bare) / (httpmw - bare)` of
-   this table.
+* by hand: no event loop. None of these layers suspends, so a request is one `send(None)`: the
+  figures are the code's own. A request that suspends is an error here.
+* asyncio, uvloop, trio: every request is a task of that loop, as on a server.
+  `BaseHTTPMiddleware` needs the loop, so the comparisons with it are made there.
+* jobs: the jobs under asyncio, as a discarded application is given turns of the loop.
 
 `benchmarks.measure` says how time is taken.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import math
 import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.measure import Driver, Figure, by_hand, measure, ratio, under_asyncio
-from benchmarks.styles import BODIES, App, layered
+from benchmarks.document import Row, document, options, write
+from benchmarks.measure import (
+    ASYNCIO,
+    BY_HAND,
+    TRIO,
+    UVLOOP,
+    Driver,
+    Figure,
+    added,
+    measure,
+    ratio,
+)
+from benchmarks.styles import ASIDE, BODIES, JOBS, App, at_work, layered
+from benchmarks.targets import of_grid
 
-LAYERS = (1, 5, 10)
+LAYERS = (1, 2, 5, 10, 20)
+ANSWER = "early answer"
+HEADER_STYLES = ("raw bytes", "asgi", "one yield", "two yields", "subclass", "when true")
+LOOP_STYLES = ("raw bytes", "asgi", "one yield", "two yields", "drop-in", "BaseHTTP")
 
 
 class Arm(NamedTuple):
@@ -53,45 +73,98 @@ class Arm(NamedTuple):
     body: str
 
 
-def bare(body: str) -> Arm:
-    return Arm("bare", 0, body)
+def bare(arm: Arm) -> Arm | None:
+    """
+    Give the control arm; None where the layers answer in place of the application.
+    """
+    return None if arm.style.endswith(ANSWER) else Arm("bare", 0, arm.body)
+
+
+def application(arm: Arm) -> App:
+    app = BODIES[arm.body]
+    kind, _, job = arm.style.partition(": ")
+    return at_work(app, job, kind, arm.layers) if job else layered(app, arm.style, arm.layers)
+
+
+def job_styles(*jobs: str) -> tuple[str, ...]:
+    return tuple(f"{kind}: {job}" for job in jobs for kind in ("asgi", "httpmw"))
 
 
 @dataclass(frozen=True)
 class Series:
     """
-    One table: styles that are measured in one run by one driver, as ratios against one of them.
+    What is measured in one run by one driver.
+
+    Args:
+        title: For the table.
+        driver: How samples are taken.
+        styles: The styles of the table; an early answer has one body only.
+        against: The styles that the others are compared with; a job is compared with the same
+            job written by hand.
+        rounds: How many samples are taken of each arm.
     """
 
     title: str
     driver: Driver
     styles: Sequence[str]
-    against: str
+    against: Sequence[str] = ("asgi",)
+    rounds: int = 20
 
     def arms(self) -> list[Arm]:
         grid = [
-            Arm(style, layers, body)
+            Arm(style, number, body)
             for body in BODIES
-            for layers in LAYERS
+            for number in LAYERS
             for style in self.styles
+            if body == "one message" or not style.endswith(ANSWER)
         ]
-        return [bare(body) for body in BODIES] + grid
+        return [Arm("bare", 0, body) for body in BODIES] + grid
+
+    def others(self, arm: Arm) -> list[Arm]:
+        """
+        Give the arms that this one is compared with.
+        """
+        _, _, job = arm.style.partition(": ")
+        styles = [f"asgi: {job}"] if job else self.against
+        return [arm._replace(style=style) for style in styles if style != arm.style]
 
 
 SERIES = {
     "by hand": Series(
         "Stepped by hand, without the event loop",
-        by_hand,
-        ("asgi", "one yield", "two yields"),
-        against="asgi",
+        BY_HAND,
+        (*HEADER_STYLES, *ASIDE, *job_styles(ANSWER)),
+        rounds=40,
     ),
     "asyncio": Series(
         "Under asyncio",
-        under_asyncio,
-        ("asgi", "one yield", "two yields", "BaseHTTP"),
-        against="asgi",
+        ASYNCIO,
+        LOOP_STYLES,
+        against=("asgi", "one yield", "drop-in"),
+    ),
+    "uvloop": Series("Under uvloop", UVLOOP, LOOP_STYLES),
+    "trio": Series("Under trio", TRIO, LOOP_STYLES),
+    "jobs": Series(
+        "Other jobs, under asyncio",
+        ASYNCIO,
+        job_styles(*(job for job in JOBS if job != ANSWER)),
     ),
 }
+
+
+def in_targets(name: str) -> list[Arm]:
+    """
+    Give the arms of one series that its targets need.
+    """
+    series = SERIES[name]
+    arms: dict[Arm, None] = {}
+    for target in of_grid(name):
+        where = target.where
+        arm = Arm(where["style"], where["layers"], where.get("body", "one message"))
+        control = bare(arm)
+        for each in (arm, *series.others(arm), *([control] if control else ())):
+            arms[each] = None
+    return list(arms)
 
 
 class Results:
@@ -99,183 +172,102 @@ class Results:
     The samples of one series, and the figures made of them.
     """
 
-    def __init__(self, series: Series, samples: dict[Arm, list[float]]) -> None:
-        self.series = series
+    def __init__(self, name: str, samples: dict[Arm, list[float]]) -> None:
+        self.name = name
+        self.series = SERIES[name]
         self.samples = samples
 
     def microseconds(self, arm: Arm) -> Figure:
-        return Figure.of([seconds * 1e6 for seconds in self.samples[arm]])
+        return Figure.of(seconds * 1e6 for seconds in self.samples[arm])
 
-    def ratio(self, arm: Arm, against: str) -> Figure:
-        return ratio(self.samples, arm, arm._replace(style=against), bare(arm.body))
+    def ratio(self, arm: Arm, other: Arm) -> Figure:
+        return ratio(self.samples, arm, other, bare(arm))
+
+    def row(self, arm: Arm) -> Row:
+        row = {"series": self.name, **arm._asdict(), "us": rounded(self.microseconds(arm))}
+        control = bare(arm)
+        if control not in {None, arm}:
+            of_layers = added(self.samples, arm, control)
+            row["added"] = rounded(of_layers)
+            row["added per layer"] = round(of_layers.median / arm.layers, 4)
+        if arm != control:
+            others = [other for other in self.series.others(arm) if other in self.samples]
+            row["times"] = {o.style: rounded(self.ratio(arm, o)) for o in others}
+        return row
+
+    def table(self) -> str:
+        """
+        Lay the series out: µs per request, and the cost of the layers as a ratio.
+        """
+        series = self.series
+        lines = [f"{series.title}: µs per request, cost of the layers against hand-written ones"]
+        for body in BODIES:
+            control = Arm("bare", 0, body)
+            if control not in self.samples:
+                continue
+            styles = dict.fromkeys(arm.style for arm in self.samples if arm.body == body)
+            del styles["bare"]
+            numbers = sorted({a.layers for a in self.samples if a.body == body and a.layers})
+            lines += ["", f"{body}, bare {short(self.microseconds(control).median)} µs"]
+            lines += [f"{'layers':<26}" + "".join(f"{number:>26}" for number in numbers)]
+            for style in styles:
+                cells = [self.cell(Arm(style, number, body)) for number in numbers]
+                lines += [f"{style:<26}" + "".join(f"{text:>26}" for text in cells)]
+        return "\n".join(lines)
+
+    def cell(self, arm: Arm) -> str:
+        if arm not in self.samples:
+            return ""
+        time = short(self.microseconds(arm).median)
+        if arm.style.startswith("asgi"):
+            return time
+        times = self.ratio(arm, self.series.others(arm)[0])
+        spread = f"[{short(times.low)} {short(times.high)}]"
+        return f"{time} {short(times.median)}x {spread:>13}"
 
 
-async def run(series: Series, *, rounds: int, seconds: float) -> Results:
-    arms = {arm: application(arm) for arm in series.arms()}
-    return Results(series, await measure(arms, series.driver, rounds=rounds, seconds=seconds))
-
-
-def application(arm: Arm) -> App:
-    return layered(BODIES[arm.body], arm.style, arm.layers)
-
-
-@dataclass(frozen=True)
-class Target:
+def short(number: float) -> str:
     """
-    A promise about speed: the bounds of one ratio.
+    Write a number with about three digits.
     """
-
-    says: str
-    series: str
-    arm: Arm
-    against: str
-    at_least: float = 0.0
-    at_most: float = math.inf
-
-    def holds(self, measured: float) -> bool:
-        return self.at_least <= measured <= self.at_most
-
-    @property
-    def bound(self) -> str:
-        return f"at least {self.at_least:g}" if self.at_least else f"at most {self.at_most:g}"
+    return f"{number:.{2 if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"  # noqa: PLR2004
 
 
-TARGETS = [
-    Target(
-        "1 layer, hand-written = 1",
-        "by hand",
-        Arm("one yield", 1, "one message"),
-        against="asgi",
-        at_most=2.6,
-    ),
-    Target(
-        "5 layers, hand-written = 1",
-        "by hand",
-        Arm("one yield", 5, "one message"),
-        against="asgi",
-        at_most=1.4,
-    ),
-    Target(
-        "10 layers, hand-written = 1",
-        "by hand",
-        Arm("one yield", 10, "one message"),
-        against="asgi",
-        at_most=1.2,
-    ),
-    Target(
-        "5 layers over 20 chunks, hand-written = 1",
-        "by hand",
-        Arm("one yield", 5, "20 chunks"),
-        against="asgi",
-        at_most=0.7,
-    ),
-    Target(
-        "1 layer of BaseHTTPMiddleware, httpmw = 1",
-        "asyncio",
-        Arm("BaseHTTP", 1, "one message"),
-        against="one yield",
-        at_least=25,
-    ),
-    Target(
-        "5 layers of BaseHTTPMiddleware, httpmw = 1",
-        "asyncio",
-        Arm("BaseHTTP", 5, "one message"),
-        against="one yield",
-        at_least=40,
-    ),
-]
+def rounded(figure: Figure) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in asdict(figure).items()}
 
 
-def table(results: Results) -> str:
-    """
-    Lay the results of one series out: µs per request, and the cost of the layers as a ratio.
-    """
-    series = results.series
-    lines = [f"{series.title}: µs per request, cost of the layers against {series.against}"]
-    for body in BODIES:
-        lines += ["", f"{body}, bare {results.microseconds(bare(body)).median:.2f} µs"]
-        lines += ["layers" + "".join(f"  {style:>26}" for style in series.styles)]
-        for layers in LAYERS:
-            cells = [cell(results, Arm(style, layers, body)) for style in series.styles]
-            lines += [f"{layers:>6}" + "".join(f"  {text:>26}" for text in cells)]
-    return "\n".join(lines)
+def run(name: str, arms: Sequence[Arm], *, quick: bool) -> Results:
+    series = SERIES[name]
+    rounds, seconds = (5, 0.001) if quick else (series.rounds, 0.01)
+    apps = {arm: application(arm) for arm in arms}
+    return Results(name, measure(apps, series.driver, rounds=rounds, seconds=seconds))
 
 
-def cell(results: Results, arm: Arm) -> str:
-    time = f"{results.microseconds(arm).median:.2f}"
-    if arm.style == results.series.against:
-        return time
-    times = results.ratio(arm, results.series.against)
-    return f"{time} {times.median:6.2f}x [{times.low:.2f} {times.high:.2f}]"
-
-
-def verdict(target: Target, results: Results) -> tuple[bool, str]:
-    """
-    Hold a target against what was measured.
-    """
-    measured = results.ratio(target.arm, target.against).median
-    holds = target.holds(measured)
-    word = "ok" if holds else "MISSED"
-    return holds, f"{word:<7} {target.says:<42} {measured:>6.2f}   {target.bound}"
-
-
-def document(all_results: dict[str, Results]) -> dict[str, Any]:
-    """
-    Collect every figure of a run for `--json`.
-    """
-    return {
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("starlette", "anyio")},
-        "series": {
-            name: [
-                {
-                    **arm._asdict(),
-                    "microseconds": asdict(results.microseconds(arm)),
-                    "ratio": asdict(results.ratio(arm, results.series.against))
-                    if arm.style != "bare"
-                    else None,
-                }
-                for arm in results.samples
-            ]
-            for name, results in all_results.items()
-        },
-        "targets": [
-            {
-                "says": target.says,
-                "bound": target.bound,
-                "measured": asdict(all_results[target.series].ratio(target.arm, target.against)),
-            }
-            for target in TARGETS
-        ],
-    }
-
-
-async def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.grid", description="What a layer of middleware costs."
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = options(__doc__, "grid")
+    parser.add_argument(
+        "--targets", action="store_true", help="only what the targets need, on every Python alike"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter samples, rough figures"
+        "--series", nargs="*", choices=SERIES, default=list(SERIES), help="only these series"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
-    options = parser.parse_args(arguments)
-    rounds, seconds = (5, 0.001) if options.quick else (40, 0.01)
+    chosen = parser.parse_args(arguments)
 
-    print(f"Python {platform.python_version()}, {rounds} rounds, samples of {seconds * 1e3:g} ms")
-    all_results = {}
-    for name, series in SERIES.items():
-        all_results[name] = await run(series, rounds=rounds, seconds=seconds)
-        print(f"\n{table(all_results[name])}", flush=True)
+    print(f"Python {platform.python_version()}")
+    rows: list[Row] = []
+    for name in chosen.series:
+        arms = in_targets(name) if chosen.targets else SERIES[name].arms()
+        if not arms:
+            continue
+        results = run(name, arms, quick=chosen.quick)
+        rows += [results.row(arm) for arm in results.samples]
+        print(f"\n{results.table()}", flush=True)
 
-    print("\nTargets")
-    verdicts = [verdict(target, all_results[target.series]) for target in TARGETS]
-    for _, line in verdicts:
-        print(line)
-    if options.json:
-        options.json.write_text(json.dumps(document(all_results), indent=1) + "\n")
-    return 1 if options.check and not all(holds for holds, _ in verdicts) else 0
+    if chosen.json:
+        write(chosen.json, document(rows, ["trio", "uvloop"]))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())

@@ -8,9 +8,9 @@ How the benchmarks take time.
 3. A sample is CPU time of this process, so that another process does not count. Nothing that is
    measured here waits for anything.
 4. The garbage collector is on, as users have it. Between two rounds it is run outside the samples.
-5. Each sample runs in an asyncio task of its own, so that there is a current task and no sample
-   finds what another one left behind. The loop's hooks for async generators are on, also where
-   requests are stepped by hand.
+5. Each sample runs in a task of its own, so that there is a current task and no sample finds what
+   another one left behind. The loop's hooks for async generators are on, also where requests are
+   stepped by hand.
 6. anyio has its backend loaded, as in every application that has sent a file or a stream.
 """
 
@@ -20,22 +20,24 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
-import anyio.lowlevel
+import anyio
+import trio
 
 from benchmarks.styles import App, receive, request_scope, send
 
 Arm = TypeVar("Arm")
-Driver = Callable[[App, int], Coroutine[Any, Any, float]]  # seconds for that many requests
+Take = Callable[[App, int], Coroutine[Any, Any, float]]  # seconds for that many requests
 Samples = Mapping[Arm, list[float]]
 
 clock = time.process_time
 
-WARM_UP = 20  # requests; what is imported or cached by the first ones is in no sample
+WARM_UP = 3  # requests; what is imported or cached by the first ones is in no sample
 
 
 def step(coro: Coroutine[Any, Any, object]) -> None:
@@ -54,10 +56,14 @@ async def by_hand(app: App, requests: int) -> float:
     """
     Time requests that are stepped by hand: the code alone, nothing of the event loop.
     """
-    started = clock()
-    for _ in range(requests):
-        step(app(request_scope(), receive, send))
-    return clock() - started
+
+    async def take() -> float:
+        started = clock()
+        for _ in range(requests):
+            step(app(request_scope(), receive, send))
+        return clock() - started
+
+    return await asyncio.create_task(take())
 
 
 async def under_asyncio(app: App, requests: int) -> float:
@@ -71,7 +77,37 @@ async def under_asyncio(app: App, requests: int) -> float:
     return clock() - started
 
 
-async def measure(
+async def under_trio(app: App, requests: int) -> float:
+    """
+    The same under trio: a request is started in the next turn of the loop.
+    """
+    checkpoint = trio.lowlevel.checkpoint
+    started = clock()
+    async with trio.open_nursery() as nursery:
+        for _ in range(requests):
+            nursery.start_soon(app, request_scope(), receive, send)
+            await checkpoint()
+    return clock() - started
+
+
+@dataclass(frozen=True)
+class Driver:
+    """
+    How one sample is taken, and the event loop that it is taken in, as `anyio.run` names it.
+    """
+
+    take: Take
+    backend: str = "asyncio"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+BY_HAND = Driver(by_hand)
+ASYNCIO = Driver(under_asyncio)
+UVLOOP = Driver(under_asyncio, options={"use_uvloop": True})
+TRIO = Driver(under_trio, "trio")
+
+
+def measure(
     arms: Mapping[Arm, App], driver: Driver, *, rounds: int, seconds: float
 ) -> dict[Arm, list[float]]:
     """
@@ -86,27 +122,42 @@ async def measure(
     Returns:
         The seconds that one request took, for each arm and round.
     """
+    taking = partial(_measure, arms, driver.take, rounds=rounds, seconds=seconds)
+    return anyio.run(taking, backend=driver.backend, backend_options=dict(driver.options))
+
+
+async def _measure(
+    arms: Mapping[Arm, App], take: Take, *, rounds: int, seconds: float
+) -> dict[Arm, list[float]]:
     await anyio.lowlevel.checkpoint()  # loads the backend
-    requests = {arm: await calibrate(app, driver, seconds) for arm, app in arms.items()}
+    requests = {arm: await _calibrate(app, take, seconds) for arm, app in arms.items()}
     samples: dict[Arm, list[float]] = {arm: [] for arm in arms}
+    for order in interleaved(arms, rounds):
+        for arm in order:
+            taken = await take(arms[arm], requests[arm])
+            samples[arm].append(taken / requests[arm])
+    return samples
+
+
+def interleaved(arms: Iterable[Arm], rounds: int) -> Iterable[list[Arm]]:
+    """
+    Give the arms in a shuffled order for each round, after a run of the garbage collector.
+    """
     order = list(arms)
     shuffle = random.Random(0).shuffle
     for _ in range(rounds):
         gc.collect()
         shuffle(order)
-        for arm in order:
-            taken = await asyncio.create_task(driver(arms[arm], requests[arm]))
-            samples[arm].append(taken / requests[arm])
-    return samples
+        yield order
 
 
-async def calibrate(app: App, driver: Driver, seconds: float) -> int:
+async def _calibrate(app: App, take: Take, seconds: float) -> int:
     """
     Find how many requests fill one sample.
     """
-    await asyncio.create_task(driver(app, WARM_UP))
+    await take(app, WARM_UP)
     requests = 1
-    while (taken := await asyncio.create_task(driver(app, requests))) < seconds / 4:
+    while (taken := await take(app, requests)) < seconds / 4:
         requests *= 2
     return max(1, round(requests * seconds / taken))
 
@@ -122,18 +173,27 @@ class Figure:
     high: float
 
     @classmethod
-    def of(cls, values: list[float]) -> Figure:
+    def of(cls, values: Iterable[float]) -> Figure:
+        values = list(values)
         low, _, high = quantiles(values, n=4)
         return cls(median(values), low, high)
 
 
-def ratio(samples: Samples[Arm], arm: Arm, other: Arm, bare: Arm) -> Figure:
+def added(samples: Samples[Arm], arm: Arm, bare: Arm) -> Figure:
+    """
+    Compute what the layers of *arm* add to a request, in µs.
+    """
+    rounds = zip(samples[arm], samples[bare], strict=True)
+    return Figure.of((with_arm - none) * 1e6 for with_arm, none in rounds)
+
+
+def ratio(samples: Samples[Arm], arm: Arm, other: Arm, bare: Arm | None) -> Figure:
     """
     Compute what the layers of *arm* cost, as a multiple of what those of *other* cost.
 
-    The cost of layers is the time of a request with them less the time of one without.
+    The cost of layers is the time of a request with them less the time of one without; where
+    there is no *bare*, because the layers answer themselves, it is the whole time.
     """
-    rounds = zip(samples[arm], samples[other], samples[bare], strict=True)
-    return Figure.of(
-        [(with_arm - none) / (with_other - none) for with_arm, with_other, none in rounds]
-    )
+    nothing = [0.0] * len(samples[arm])
+    rounds = zip(samples[arm], samples[other], samples.get(bare, nothing), strict=True)
+    return Figure.of((one - none) / (two - none) for one, two, none in rounds)

@@ -1,27 +1,33 @@
 """
 The arms of the benchmarks: one layer written in every style, and the applications inside.
 
-Every style does the same work, it sets one header on the response.
+Every style of `STYLES` does the same work, it sets one header on the response; the two that step
+aside do none. Every job of `JOBS` is written twice, by hand and with httpmw.
 A style is a function that puts one layer of it around an application.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw.compat import BaseHTTPMiddleware as DropIn
 
 NAME, VALUE = "x-layer", "1"
+RAW_NAME, RAW_VALUE = NAME.encode(), VALUE.encode()
 
 App = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Style = Callable[[App], App]
+
+
+# ---------------------------------------------------------------------- one header, by hand
 
 
 class HandWritten:
@@ -46,6 +52,32 @@ class HandWritten:
         await self.app(scope, receive, send_with_header)
 
 
+class RawBytes:
+    """
+    The same without `MutableHeaders`: the list of pairs is edited as it is.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message["headers"] if pair[0] != RAW_NAME]
+                headers.append((RAW_NAME, RAW_VALUE))
+                message["headers"] = headers
+            await send(message)
+
+        await self.app(scope, receive, send_with_header)
+
+
+# ---------------------------------------------------------------------- one header, httpmw
+
+
 async def one_yield(conn: Connection) -> Flow:
     response = yield
     response.headers[NAME] = VALUE
@@ -57,6 +89,26 @@ async def two_yields(conn: Connection) -> Flow:
     yield response
 
 
+class Subclass(HTTPMiddleware):
+    async def dispatch(self, conn: Connection) -> Flow:  # noqa: ARG002 - the header is always set
+        response = yield
+        response.headers[NAME] = VALUE
+
+
+def always(conn: Connection) -> bool:
+    return True
+
+
+def never(conn: Connection) -> bool:
+    return False
+
+
+def steps_aside(conn: Connection) -> None:
+    """
+    A `dispatch` that returns None.
+    """
+
+
 async def call_next_style(request: Request, call_next: RequestResponseEndpoint) -> Response:
     response = await call_next(request)
     response.headers[NAME] = VALUE
@@ -64,11 +116,138 @@ async def call_next_style(request: Request, call_next: RequestResponseEndpoint) 
 
 
 STYLES: dict[str, Style] = {
+    "raw bytes": RawBytes,
     "asgi": HandWritten,
     "one yield": lambda app: HTTPMiddleware(app, dispatch=one_yield),
     "two yields": lambda app: HTTPMiddleware(app, dispatch=two_yields),
+    "subclass": Subclass,
+    "when true": lambda app: HTTPMiddleware(app, dispatch=one_yield, when=always),
+    "when false": lambda app: HTTPMiddleware(app, dispatch=one_yield, when=never),
+    "returns None": lambda app: HTTPMiddleware(app, dispatch=steps_aside),
+    "drop-in": lambda app: DropIn(app, dispatch=call_next_style),
     "BaseHTTP": lambda app: BaseHTTPMiddleware(app, dispatch=call_next_style),
 }
+ASIDE = ("when false", "returns None")
+
+
+# ---------------------------------------------------------------------- other jobs, by hand
+
+
+class AnswerByHand(HandWritten):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "x-member" not in Headers(scope=scope):
+            response = PlainTextResponse("members only", 403)
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class ReplaceByHand(HandWritten):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_replacement(message: Message) -> None:
+            # What else the application sends is dropped.
+            if message["type"] == "http.response.start":
+                response = PlainTextResponse("replaced")
+                await response(scope, receive, send)
+
+        await self.app(scope, receive, send_replacement)
+
+
+class ReadByHand(HandWritten):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held: list[Message] = []
+
+        async def send_when_read(message: Message) -> None:
+            held.append(message)
+            if message["type"] == "http.response.start" or message.get("more_body", False):
+                return
+            size = len(b"".join([each["body"] for each in held[1:]]))
+            headers = MutableHeaders(scope=held[0])
+            headers["x-size"] = str(size)
+            for each in held:
+                await send(each)
+
+        await self.app(scope, receive, send_when_read)
+
+
+class SetByHand(HandWritten):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_other_body(message: Message) -> None:
+            # What else the application sends is dropped.
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["content-length"] = str(len(OTHER_BODY))
+                await send(message)
+                await send({"type": "http.response.body", "body": OTHER_BODY})
+
+        await self.app(scope, receive, send_other_body)
+
+
+class TransformByHand(HandWritten):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_upper(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                del headers["content-length"]
+            else:
+                message["body"] = message["body"].upper()
+            await send(message)
+
+        await self.app(scope, receive, send_upper)
+
+
+# ---------------------------------------------------------------------- other jobs, httpmw
+
+OTHER_BODY = b"another body"
+
+
+async def answers(conn: Connection) -> Flow:
+    if "x-member" not in conn.headers:
+        yield PlainTextResponse("members only", 403)
+        return
+    yield
+
+
+async def replaces(conn: Connection) -> Flow:
+    yield
+    yield PlainTextResponse("replaced")
+
+
+async def reads(conn: Connection) -> Flow:
+    response = yield
+    response.headers["x-size"] = str(len(await response.read()))
+
+
+async def sets_body(conn: Connection) -> Flow:
+    response = yield
+    response.body = OTHER_BODY
+
+
+async def upper(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk.upper()
+
+
+async def transforms(conn: Connection) -> Flow:
+    response = yield
+    response.body_iterator = upper(response.body_iterator)
+
+
+class Job(NamedTuple):
+    asgi: Style
+    httpmw: Style
+
+
+JOBS: dict[str, Job] = {
+    "early answer": Job(AnswerByHand, lambda app: HTTPMiddleware(app, dispatch=answers)),
+    "response replaced": Job(ReplaceByHand, lambda app: HTTPMiddleware(app, dispatch=replaces)),
+    "body read": Job(ReadByHand, lambda app: HTTPMiddleware(app, dispatch=reads)),
+    "body set": Job(SetByHand, lambda app: HTTPMiddleware(app, dispatch=sets_body)),
+    "body transformed": Job(TransformByHand, lambda app: HTTPMiddleware(app, dispatch=transforms)),
+}
+
+
+# ---------------------------------------------------------------------- the applications inside
 
 
 def one_message() -> App:
@@ -97,7 +276,11 @@ def chunks(number: int) -> App:
     return app
 
 
-BODIES: dict[str, App] = {"one message": one_message(), "20 chunks": chunks(20)}
+BODIES: dict[str, App] = {
+    "one message": one_message(),
+    "20 chunks": chunks(20),
+    "1,000 chunks": chunks(1000),
+}
 
 
 def response_headers() -> list[tuple[bytes, bytes]]:
@@ -143,10 +326,27 @@ async def send(message: Message) -> None:
     pass
 
 
+# ---------------------------------------------------------------------- stacks
+
+
 def layered(app: App, style: str, layers: int) -> App:
     """
-    Put that many layers of a style around an application.
+    Put that many layers of a style around an application; none for `bare`.
     """
     for _ in range(layers):
         app = STYLES[style](app)
     return app
+
+
+def at_work(app: App, job: str, kind: str, layers: int) -> App:
+    """
+    Put one layer that does a job around an application, and header layers around that.
+
+    Args:
+        app: The application.
+        job: A name in `JOBS`.
+        kind: `asgi` or `httpmw`; the header layers are of the same kind.
+        layers: How many layers, the one at work counted.
+    """
+    inner = getattr(JOBS[job], kind)(app)
+    return layered(inner, "asgi" if kind == "asgi" else "one yield", layers - 1)

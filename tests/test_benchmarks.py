@@ -5,43 +5,89 @@ The benchmarks run, and their arms do the work that they claim to do; no time is
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import re
+from functools import partial
+from xml.etree import ElementTree as ET
 
+import anyio
 import pytest
+from starlette.testclient import TestClient
 
-from benchmarks import grid
-from benchmarks.measure import Figure, by_hand, ratio, step
-from benchmarks.styles import BODIES, STYLES, layered, receive, request_scope
+from benchmarks import bodies, budget, grid, import_time, memory, report, served, servers, targets
+from benchmarks.__main__ import main as run_benchmarks
+from benchmarks.document import document, find, read, write
+from benchmarks.measure import ASYNCIO, TRIO, UVLOOP, Figure, added, by_hand, measure, ratio, step
+from benchmarks.page import PARTS, PLOTS
+from benchmarks.styles import ASIDE, BODIES, JOBS, STYLES, at_work, layered, receive, request_scope
+from benchmarks.svg import COLOURS, Bar, Line, bars, lines
 
 
 @pytest.fixture
 def anyio_backend():
     """
-    The benchmarks are taken on asyncio.
+    The benchmarks are taken on asyncio, where they do not name another loop.
     """
     return "asyncio"
 
 
-@pytest.mark.parametrize("style", STYLES)
+async def response_of(app):
+    """
+    Ask *app* once; give its start and the bytes of its body.
+    """
+    messages = []
+
+    async def record(message):
+        messages.append(message)
+
+    await asyncio.create_task(app(request_scope(), receive, record))
+    return messages[0], b"".join(message["body"] for message in messages[1:])
+
+
+# ---------------------------------------------------------------------- styles
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style not in ASIDE])
 @pytest.mark.parametrize("body", BODIES)
 async def test_every_style_sets_its_header_and_leaves_the_rest(style, body):
     """
     With any style around it an application sends its own messages and the one header more.
     """
-    bare, styled = [], []
+    bare, bare_body = await response_of(BODIES[body])
+    styled, styled_body = await response_of(layered(BODIES[body], style, 2))
 
-    async def record_bare(message):
-        bare.append(message)
+    assert [*bare["headers"], (b"x-layer", b"1")] == styled["headers"]
+    assert bare_body == styled_body
 
-    async def record_styled(message):
-        styled.append(message)
 
-    await BODIES[body](request_scope(), receive, record_bare)
-    await layered(BODIES[body], style, 5)(request_scope(), receive, record_styled)
+@pytest.mark.parametrize("style", ASIDE)
+async def test_a_style_that_steps_aside_leaves_everything(style):
+    """
+    A layer that steps aside sets no header.
+    """
+    bare = await response_of(BODIES["20 chunks"])
 
-    expected = [*bare[0]["headers"], (b"x-layer", b"1")]
-    assert expected == styled[0]["headers"]
-    assert b"".join(m["body"] for m in bare[1:]) == b"".join(m["body"] for m in styled[1:])
+    assert bare == await response_of(layered(BODIES["20 chunks"], style, 5))
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("body", ["one message", "20 chunks"])
+async def test_a_job_is_the_same_by_hand_and_with_httpmw(job, body):
+    """
+    Both kinds of a job answer alike, and otherwise than the application alone.
+    """
+    found = []
+    for kind in ("asgi", "httpmw"):
+        start, sent = await response_of(at_work(BODIES[body], job, kind, 2))
+        assert (b"x-layer", b"1") in start["headers"]
+        found.append((start["status"], sorted(start["headers"]), sent))
+    bare, bare_sent = await response_of(layered(BODIES[body], "asgi", 1))
+
+    assert found[0] == found[1]
+    assert found[0] != (bare["status"], sorted(bare["headers"]), bare_sent)
+
+
+# ---------------------------------------------------------------------- measuring
 
 
 async def test_a_coroutine_that_suspends_cannot_be_stepped():
@@ -52,12 +98,32 @@ async def test_a_coroutine_that_suspends_cannot_be_stepped():
         step(asyncio.sleep(0))
 
 
-@pytest.mark.parametrize("style", ["asgi", "one yield", "two yields"])
-async def test_the_styles_stepped_by_hand_never_suspend(style):
+async def test_what_is_stepped_by_hand_never_suspends():
     """
-    Layers that are measured by hand run a whole request in one step.
+    Every arm of that series runs a whole request in one step.
     """
-    assert await by_hand(layered(BODIES["20 chunks"], style, 5), requests=2) >= 0
+    for arm in grid.SERIES["by hand"].arms():
+        assert await by_hand(grid.application(arm), requests=1) >= 0
+
+
+@pytest.mark.parametrize("driver", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # how uvloop is installed
+def test_a_sample_is_taken_in_its_loop(driver):
+    """
+    Every request of a sample runs to its end, on the loop that the driver names.
+    """
+    loops = []
+
+    async def app(scope, receive, send):
+        await anyio.lowlevel.checkpoint()
+        trio = anyio.lowlevel.current_token().native_token
+        loops.append(type(trio).__module__.partition(".")[0])
+
+    samples = measure({"app": app}, driver, rounds=2, seconds=1e-5)
+
+    expected = "trio" if driver is TRIO else "uvloop" if driver is UVLOOP else "asyncio"
+    assert {expected} == set(loops)
+    assert len(samples["app"]) == 2
 
 
 def test_a_ratio_compares_what_the_layers_add():
@@ -66,32 +132,331 @@ def test_a_ratio_compares_what_the_layers_add():
     """
     samples = {"bare": [1.0, 2.0, 1.0], "asgi": [2.0, 3.0, 2.0], "httpmw": [3.0, 4.0, 3.0]}
 
-    figure = ratio(samples, "httpmw", "asgi", "bare")
+    assert Figure(2.0, 2.0, 2.0) == ratio(samples, "httpmw", "asgi", "bare")
+    assert Figure(2e6, 2e6, 2e6) == added(samples, "httpmw", "bare")
 
-    assert Figure(2.0, 2.0, 2.0) == figure
 
-
-async def test_the_grid_prints_every_target_and_writes_every_figure(tmp_path, capsys):
+def test_a_ratio_without_a_bare_arm_compares_whole_requests():
     """
-    A quick run prints its tables and targets, and `--json` writes the figure of each arm.
+    Where the layers answer themselves there is nothing to take off.
+    """
+    samples = {"bare": [1.0, 1.0], "asgi": [2.0, 2.0], "httpmw": [3.0, 3.0]}
+
+    assert Figure(1.5, 1.5, 1.5) == ratio(samples, "httpmw", "asgi", None)
+
+
+# ---------------------------------------------------------------------- the grid and its targets
+
+
+def test_the_grid_measures_what_every_target_needs(tmp_path):
+    """
+    A quick run of what the targets need finds a figure for each, and `--json` keeps them.
     """
     file = tmp_path / "grid.json"
 
-    code = await grid.main(["--quick", "--json", str(file)])
+    code = grid.main(["--quick", "--targets", "--json", str(file)])
 
-    printed = capsys.readouterr().out
-    series = json.loads(file.read_text())["series"]
+    found = read(file)
+    of_grid = [target for target in targets.TARGETS if target.benchmark == "grid"]
     assert 0 == code
-    assert all(target.says in printed for target in grid.TARGETS)
-    assert [len(s.arms()) for s in grid.SERIES.values()] == [len(s) for s in series.values()]
+    assert of_grid
+    assert all(target.measured({"grid": found}) is not None for target in of_grid)
+    assert {"httpmw", "starlette", "anyio", "trio", "uvloop"} == set(found["about"]["versions"])
 
 
-@pytest.mark.parametrize(("limit", "code"), [(0.0, 1), (1e9, 0)])
-async def test_a_missed_target_fails_the_check(monkeypatch, limit, code):
+def test_every_series_has_the_arms_of_its_targets():
+    """
+    What the targets need is a part of the whole grid.
+    """
+    for name, series in grid.SERIES.items():
+        assert set(grid.in_targets(name)) <= set(series.arms())
+
+
+@pytest.mark.parametrize(("limit", "code"), [(-1e9, 1), (1e9, 0)])
+def test_a_missed_target_fails_the_check(monkeypatch, tmp_path, capfd, limit, code):
     """
     `--check` exits with 1 when a target is missed, and with 0 when all hold.
     """
-    target = grid.Target("it", "by hand", grid.Arm("one yield", 1, "one message"), "asgi", 0, limit)
-    monkeypatch.setattr(grid, "TARGETS", [target])
+    monkeypatch.setattr("benchmarks.document.RUNS", tmp_path)
+    monkeypatch.setattr(targets, "TARGETS", [targets.layers("the one", 1, limit)])
 
-    assert code == await grid.main(["--quick", "--check"])
+    assert code == run_benchmarks(["--quick", "--targets", "--check", "grid"])
+    assert ("MISSED  the one" if code else "ok      the one") in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept", "words"),
+    [
+        ({"at_most": 2.0}, True, "at most 2 x"),
+        ({"at_most": 1.0}, False, "at most 1 x"),
+        ({"at_least": 1.0}, True, "at least 1 x"),
+        ({"at_least": 2.0}, False, "at least 2 x"),
+    ],
+)
+def test_a_target_is_held_against_its_figure(bounds, kept, words):
+    """
+    The table says for each target what was measured, its bound, and whether it holds.
+    """
+    target = targets.Target("it", "memory", {"style": "s"}, ("times", "asgi"), **bounds)
+    documents = {"memory": {"rows": [{"style": "s", "times": {"asgi": 1.5}}]}}
+
+    found, text = targets.table(documents, [target])
+
+    assert kept == found
+    assert text.splitlines()[1].split() == [
+        "ok" if kept else "MISSED",
+        "it",
+        "1.50",
+        *words.split(),
+    ]
+
+
+def test_a_target_that_was_not_run_is_not_missed():
+    """
+    A target without a figure is named as one.
+    """
+    kept, text = targets.table({}, targets.TARGETS)
+
+    assert kept
+    assert len(targets.TARGETS) == text.count("not run")
+
+
+def test_an_unknown_benchmark_is_refused(capsys):
+    """
+    The message says which there are.
+    """
+    with pytest.raises(SystemExit):
+        run_benchmarks(["nonsense"])
+
+    assert "nonsense: choose from grid, stack, budget, memory" in capsys.readouterr().err
+
+
+def test_a_run_leaves_its_figures(monkeypatch, tmp_path, capfd):
+    """
+    A benchmark runs in a process of its own and keeps its rows: one for each layer and phase.
+    """
+    monkeypatch.setattr("benchmarks.document.RUNS", tmp_path)
+
+    code = run_benchmarks(["--quick", "budget"])
+
+    [file] = tmp_path.glob("quick/3.*/*.json")
+    assert (0, "budget.json") == (code, file.name)
+    assert "over 20 chunks" in capfd.readouterr().out
+    assert [(layer, phase) for layer in budget.LAYERS for phase in budget.PHASES] == [
+        (row["layer"], row["phase"]) for row in read(file)["rows"]
+    ]
+
+
+# ---------------------------------------------------------------------- memory and bodies
+
+
+@pytest.mark.parametrize(
+    ("style", "tasks"), [("bare", 0), ("asgi", 0), ("one yield", 0), ("two yields", 0)]
+)
+def test_no_task_is_created(style, tasks):
+    """
+    The count of tasks leaves the request's own out, and httpmw creates none.
+    """
+    assert {"tasks": tasks} == asyncio.run(memory.counted(style))
+
+
+def test_base_http_creates_tasks():
+    """
+    The count sees what `BaseHTTPMiddleware` creates: at least one for each layer.
+    """
+    assert asyncio.run(memory.counted("BaseHTTP"))["tasks"] >= memory.LAYERS
+
+
+def test_an_open_stream_holds_memory():
+    """
+    Blocks and bytes are those of the streams that are open, and grow with the layers.
+    """
+    bare, layers = (asyncio.run(memory.traced(style, 20)) for style in ("bare", "asgi"))
+
+    assert 0 < bare["bytes"] < layers["bytes"]
+    assert 0 < bare["blocks"] < layers["blocks"]
+
+
+def test_memory_is_counted_for_one_layer():
+    """
+    What a stream without middleware holds is taken off, and the rest divided by the layers.
+    """
+    found = {
+        "bare": {"bytes": 100.0, "blocks": 1.0, "tasks": 0.0},
+        "asgi": {"bytes": 600.0, "blocks": 6.0, "tasks": 0.0},
+        "one yield": {"bytes": 350.0, "blocks": 6.0, "tasks": 5.0},
+    }
+
+    row = find(memory.rows(found), style="one yield")
+
+    assert {"bytes": 50.0, "blocks": 1.0, "tasks": 1.0} == row["layer"]
+    assert {"asgi": 0.5} == row["times"]
+
+
+SIZE = 4 * bodies.CHUNK
+
+
+@pytest.mark.parametrize(
+    "arm", bodies.ARMS, ids=lambda arm: "-".join(map(str, (*arm.body, arm[1])))
+)
+async def test_a_body_arrives_and_is_looked_at(arm):
+    """
+    Every byte comes through, and each layer that looks at them has seen them all.
+    """
+    seen = bodies.seen
+
+    await bodies.taken(arm, SIZE)  # fails when it did not arrive whole
+
+    looks = arm.body.way in {"observe", "read"}
+    assert bodies.seen - seen == (SIZE * arm.layers if looks else 0)
+
+
+async def test_a_body_that_is_read_is_in_memory():
+    """
+    The most memory of a body that is read is at least its size, of one that is passed on less.
+    """
+    read_whole, passed = [
+        await bodies.most_memory(bodies.Arm(bodies.Body("down", way, "httpmw"), 1), SIZE)
+        for way in ("read", "pass")
+    ]
+
+    assert passed < SIZE / bodies.MIB <= read_whole
+
+
+# ---------------------------------------------------------------------- on a real server
+
+
+@pytest.mark.parametrize("framework", servers.FRAMEWORKS)
+@pytest.mark.parametrize("style", servers.STYLES)
+def test_what_is_served_answers_under_its_layers(framework, style):
+    """
+    Both routes answer the same under every style, with the header of its layers.
+    """
+    with TestClient(served.make(framework, style, 2)) as client:
+        answers = [client.get(f"/{route}") for route in servers.ROUTES]
+
+    assert [{"hello": "world"}] * 2 == [answer.json() for answer in answers]
+    assert ["1", "1"] == [answer.headers["x-layer"] for answer in answers]
+
+
+def test_servers_are_compared_round_by_round():
+    """
+    The requests per second are divided by those of the same round, and by no layer's own.
+    """
+    asgi, httpmw = servers.Arm("asgi", 5), servers.Arm("one yield", 5)
+    of = {servers.BARE: [200.0, 400.0], asgi: [100.0, 200.0], httpmw: [50.0, 100.0]}
+    samples = {
+        arm: [servers.Sample(number, 1.0, 2.0, 3.0) for number in numbers]
+        for arm, numbers in of.items()
+    }
+
+    rows = servers.rows("starlette", "json", samples)
+
+    row = find(rows, style="one yield", layers=5)
+    assert {"bare": 0.25, "asgi": 0.5} == {k: v["median"] for k, v in row["times"].items()}
+    assert {} == find(rows, style="bare")["times"]
+    assert rows
+    assert servers.table(rows).count("\n") == len(rows)
+
+
+def test_an_import_is_what_comes_on_top():
+    """
+    What is loaded already costs no modules, and httpmw's own come on top of Starlette's.
+    """
+    modules = {name: import_time.taken(name, os.environ)[1] for name in ("json", "httpmw")}
+
+    assert modules["json"] == 0
+    assert modules["httpmw"] > 5
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def test_the_page_shows_the_summary():
+    """
+    Every figure on the page is the one in `benchmarks/results/`: `make bench-page` puts it there.
+    """
+    text = report.PAGE.read_text()
+
+    assert sorted(PARTS) == sorted(match["name"] for match in report.FIGURES.finditer(text))
+    assert text == report.page(text, report.summary())
+
+
+def test_the_plots_show_the_summary():
+    """
+    Every plot is made of the figures in `benchmarks/results/`, and is on the page.
+    """
+    text = report.PAGE.read_text()
+    drawings = report.plots(report.summary())
+
+    assert set(PLOTS) == {file.stem for file in drawings}
+    assert all(file.read_text() == drawing for file, drawing in drawings.items())
+    assert all(f"(img/{file.name})" in text for file in drawings)
+
+
+def test_prose_of_the_page_claims_no_figure():
+    """
+    A time, a ratio or a number of bytes stands only where it is put by the report.
+    """
+    prose = report.FIGURES.sub("", report.PAGE.read_text())
+    prose = re.sub(r"```.*?```", "", prose, flags=re.DOTALL)
+
+    assert not re.search(r"\d\s*(µs|%|times|bytes)", prose)
+
+
+def test_a_part_without_results_stays_as_it_is():
+    """
+    What was never measured leaves no hole, and says nothing new.
+    """
+    text = "<!-- figures: memory -->\nas it was\n<!-- end -->\n"
+
+    assert text == report.page(text, {})
+
+
+def test_the_summary_keeps_what_the_page_shows(monkeypatch, tmp_path):
+    """
+    A run becomes a summary without the rows and the times of the grid that are not shown.
+    """
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(report, "run_file", lambda name, python="3.11": tmp_path / f"{name}.json")
+    shown = {"series": "asyncio", "style": "asgi", "layers": 5, "body": "20 chunks"}
+    rows = [{**shown, "us": 1}, {**shown, "layers": 10, "us": 1}]
+    write(tmp_path / "grid.json", document(rows))
+
+    report.collect()
+
+    assert ["grid.json"] == [file.name for file in (tmp_path / "results").iterdir()]
+    assert [shown] == read(tmp_path / "results" / "grid.json")["rows"]
+
+
+def test_the_machine_is_described_by_its_cores():
+    """
+    A document says when and on what it was made, and no more of the machine than its cores.
+    """
+    about = document([])["about"]
+
+    assert {"date", "python", "versions", "machine"} == set(about)
+    assert re.fullmatch(r"\d+ cores", about["machine"])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        partial(bars, groups={"a & b": [Bar("x", "asgi", 2.0, "2 µs", 1.0, 3.0)], "": []}),
+        partial(lines, places=["1", "2"], of_lines=[Line("x", "asgi", [1.0, 2.0])]),
+    ],
+)
+def test_a_plot_is_readable_on_light_and_dark(draw):
+    """
+    A plot is well-formed, names what it shows, and has every colour for both schemes.
+    """
+    text = draw("a < b", "µs")
+    root = ET.fromstring(text)  # noqa: S314 - our own
+
+    words = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    light, dark = text.split("prefers-color-scheme: dark")
+    assert words[0] == "a < b"
+    assert any(word.startswith("x") for word in words)
+    assert all(f".{name} {{ fill:" in part for name in COLOURS for part in (light, dark))
+    assert all(f"{kind} {{ fill:" in part for kind in (".ground", "text") for part in (light, dark))

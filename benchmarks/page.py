@@ -1,0 +1,526 @@
+"""
+What `docs/performance.md` says and shows of the results: each part of it, and each plot.
+
+Every sentence with a figure in it is made here, out of the result that it is about; the last line
+of a part names the benchmark and what it ran on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks.bodies import KINDS
+from benchmarks.document import Document, Row, find
+from benchmarks.grid import ANSWER, LAYERS
+from benchmarks.servers import FRAMEWORKS, STYLES
+from benchmarks.styles import BODIES as APPS
+from benchmarks.styles import JOBS
+from benchmarks.svg import Bar, Line, bars, lines
+from benchmarks.targets import TARGETS
+
+Results = Mapping[str, Document]
+Part = Callable[[Results], str]
+
+BODIES = tuple(APPS)
+DIRECTIONS = {"down": "download", "up": "upload"}
+WAYS = ("pass", "observe", "transform", "read")
+NAMED = {
+    "bare": "no middleware",
+    "raw bytes": "ASGI, raw bytes",
+    "asgi": "hand-written ASGI",
+    "one yield": "httpmw, one yield",
+    "two yields": "httpmw, two yields",
+    "subclass": "httpmw, subclass",
+    "when true": "httpmw, `when=` true",
+    "when false": "httpmw, `when=` false",
+    "returns None": "httpmw, None",
+    "httpmw": "httpmw",
+    "drop-in": "httpmw, drop-in",
+    "BaseHTTP": "BaseHTTPMiddleware",
+    "no-op": "layers that do nothing",
+}
+# In `benchmarks.svg`; the others are found by their own names.
+COLOURS = {"one yield": "httpmw", "two yields": "two"}
+
+
+# ---------------------------------------------------------------------- looking up
+
+
+def row_of(results: Results, benchmark: str, **where: Any) -> Row:
+    row = find(results[benchmark]["rows"], **where)
+    if row is None:
+        msg = f"benchmarks/results/{benchmark}.json has no row {where}"
+        raise LookupError(msg)
+    return row
+
+
+def by_hand(results: Results, style: str, layers: int, body: str = "one message") -> Row:
+    return row_of(results, "grid", series="by hand", style=style, layers=layers, body=body)
+
+
+def in_loop(results: Results, style: str, layers: int, body: str, loop: str = "asyncio") -> Row:
+    return row_of(results, "grid", series=loop, style=style, layers=layers, body=body)
+
+
+def times(row: Row, other: str = "asgi") -> float:
+    """
+    Give a row's cost as a multiple of another style's; 1 for that style itself.
+    """
+    return float(row["times"][other]["median"]) if other in row["times"] else 1.0
+
+
+# ---------------------------------------------------------------------- writing down
+
+
+def part(results: Results, benchmark: str, *paragraphs: str) -> str:
+    about = results[benchmark]["about"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    source = (
+        f"Measured by `benchmarks/{benchmark}.py`: {about['date']}, {about['python']}, {versions}, "
+        f"{about['machine']}."
+    )
+    return "\n\n".join([*paragraphs, source])
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(each)} |" for each in (head, rule, *rows))
+
+
+def plot(name: str, words: str) -> str:
+    return f"![{words}](img/{name}.svg)"
+
+
+def counted(number: int) -> str:
+    return f"{number} layer{'' if number == 1 else 's'}"
+
+
+def bar(style: str, figure: Mapping[str, float], label: str) -> Bar:
+    colour = COLOURS.get(style, style)
+    return Bar(NAMED[style], colour, figure["median"], label, figure.get("low"), figure.get("high"))
+
+
+# ---------------------------------------------------------------------- layers, by hand
+
+
+def layers(results: Results) -> str:
+    styles = ("raw bytes", "asgi", "one yield", "two yields", "subclass", "when true")
+    one, two, asgi = (
+        by_hand(results, style, 1)["added"]["median"]
+        for style in ("one yield", "two yields", "asgi")
+    )
+    alone = {style: by_hand(results, style, 1) for style in ("when false", "returns None")}
+    many = {style: by_hand(results, style, 20) for style in alone}
+    return part(
+        results,
+        "grid",
+        plot("layers", "Cost of the layers against hand-written ones, by number of layers"),
+        (
+            f"One layer with one yield adds {one:.1f} µs to a request, one with two yields "
+            f"{two:.1f} µs, a hand-written one {asgi:.1f} µs.\n"
+            "A layer that steps aside adds, where it is the only one, "
+            f"{alone['when false']['added']['median']:.1f} µs with `when=` and "
+            f"{alone['returns None']['added']['median']:.1f} µs by returning None; where there are "
+            f"twenty, each adds {many['when false']['added per layer']:.2f} µs and "
+            f"{many['returns None']['added per layer']:.2f} µs."
+        ),
+        markdown(
+            ["µs added, times hand-written", *map(counted, LAYERS)],
+            [
+                [
+                    NAMED[style],
+                    *(
+                        f"{row['added']['median']:.1f}, {times(row):.2f}x"
+                        for row in (by_hand(results, style, number) for number in LAYERS)
+                    ),
+                ]
+                for style in styles
+            ],
+        ),
+    )
+
+
+def draw_layers(results: Results) -> str:
+    styles = {"one yield": "one yield", "two yields": "two yields", "asgi": "hand-written"}
+    return lines(
+        "Cost of the layers, hand-written ones = 1",
+        "one message, stepped by hand, by number of layers",
+        [str(number) for number in LAYERS],
+        [
+            Line(
+                name,
+                COLOURS.get(style, style),
+                [times(by_hand(results, style, number)) for number in LAYERS],
+            )
+            for style, name in styles.items()
+        ],
+    )
+
+
+def chunks(results: Results) -> str:
+    styles = ("raw bytes", "one yield", "two yields", "subclass", "when true")
+    arms = [(number, body) for number in (1, 5) for body in BODIES]
+    return part(
+        results,
+        "grid",
+        plot("chunks", "Cost of five layers, by body"),
+        markdown(
+            ["times hand-written", *(f"{counted(number)}, {body}" for number, body in arms)],
+            [
+                [NAMED[style], *(f"{times(by_hand(results, style, *arm)):.2f}x" for arm in arms)]
+                for style in styles
+            ],
+        ),
+    )
+
+
+def draw_chunks(results: Results) -> str:
+    groups = {}
+    for body in BODIES:
+        found = {style: by_hand(results, style, 5, body) for style in ("one yield", "two yields")}
+        figures = {style: row["times"]["asgi"] for style, row in found.items()}
+        groups[body] = [
+            bar(style, figure, f"{figure['median']:.2f}x")
+            for style, figure in ({"asgi": {"median": 1.0}} | figures).items()
+        ]
+    return bars("Cost of five layers, hand-written ones = 1", "stepped by hand, by body", groups)
+
+
+# ---------------------------------------------------------------------- layers, under a loop
+
+
+def loops(results: Results) -> str:
+    arms = [(number, body) for body in BODIES[:2] for number in (1, 5)]
+    one, five = (in_loop(results, "BaseHTTP", number, BODIES[0]) for number in (1, 5))
+    return part(
+        results,
+        "grid",
+        plot("base-http", "Time that layers add to a request under asyncio"),
+        (
+            "Under asyncio, one layer of Starlette's `BaseHTTPMiddleware` adds "
+            f"{times(one, 'one yield'):.0f} times what one of httpmw adds, and five layers add "
+            f"{times(five, 'one yield'):.0f} times what five add.\n"
+            "Against the drop-in, which runs the same `dispatch` functions, it is "
+            f"{times(one, 'drop-in'):.0f} times and {times(five, 'drop-in'):.0f} times."
+        ),
+        markdown(
+            ["µs added, times hand-written", *(f"{counted(n)}, {body}" for n, body in arms)],
+            [
+                [
+                    f"{loop}, {NAMED[style]}",
+                    *(
+                        f"{row['added']['median']:.1f}, {times(row):.1f}x"
+                        for row in (in_loop(results, style, *arm, loop) for arm in arms)
+                    ),
+                ]
+                for loop in ("asyncio", "uvloop", "trio")
+                for style in STYLES[1:]
+            ],
+        ),
+    )
+
+
+def draw_base_http(results: Results) -> str:
+    groups = {}
+    for number in (1, 5):
+        found = {s: in_loop(results, s, number, BODIES[0])["added"] for s in STYLES}
+        groups[counted(number)] = [
+            bar(style, figure, f"{figure['median']:.1f} µs") for style, figure in found.items()
+        ]
+    return bars("Time that layers add to a request", "µs, one message, under asyncio", groups)
+
+
+def jobs(results: Results) -> str:
+    answer = by_hand(results, "httpmw: early answer", 1)["times"]["asgi: early answer"]
+
+    def figure(job: str, body: str) -> str:
+        row = in_loop(results, f"httpmw: {job}", 1, body, "jobs")
+        return f"{row['added']['median']:.0f}, {times(row, f'asgi: {job}'):.1f}x"
+
+    return part(
+        results,
+        "grid",
+        (
+            "A request that is answered early takes, response and all, "
+            f"{answer['median']:.2f} times ({answer['low']:.2f} to {answer['high']:.2f}) as long "
+            "as with a hand-written layer."
+        ),
+        markdown(
+            ["µs added by one layer, times hand-written", *BODIES],
+            [[job, *(figure(job, body) for body in BODIES)] for job in JOBS if job != ANSWER],
+        ),
+    )
+
+
+def stack(results: Results) -> str:
+    rows = results["stack"]["rows"]
+    numbers = sorted({row["layers"] for row in rows})
+    arms = dict.fromkeys((row["application"], row["kind"]) for row in rows)
+
+    def figure(application: str, kind: str, number: int) -> str:
+        where = {"application": application, "kind": kind, "layers": number}
+        row = find(rows, **where)
+        return f"{row['times']['median']:.2f}x" if row else ""
+
+    return part(
+        results,
+        "stack",
+        markdown(
+            ["times the whole request without a stack", *map(counted, numbers)],
+            [
+                [", ".join((application, NAMED.get(kind, kind)))]
+                + [figure(application, kind, number) for number in numbers]
+                for application, kind in arms
+            ],
+        ),
+    )
+
+
+def pythons(results: Results) -> str:
+    rows = results["pythons"]["rows"]
+    versions = list(dict.fromkeys(row["python"] for row in rows))
+    bounds = {target.says: target for target in TARGETS if "at first" not in target.says}
+    figures = [says for says in bounds if find(rows, figure=says)]
+
+    def figure(python: str, name: str) -> str:
+        row = find(rows, python=python, figure=name)
+        return "" if row is None else f"{row['measured']:.2f} {bounds[name].unit}"
+
+    table = [[name, *(figure(python, name) for python in versions)] for name in figures]
+    return (
+        f"{markdown(['', *versions], table)}\n\nMeasured by `benchmarks/grid.py`, on each Python."
+    )
+
+
+# ---------------------------------------------------------------------- memory and bodies
+
+
+def memory(results: Results) -> str:
+    bare = row_of(results, "memory", style="bare")
+    head = ["", "bytes", "times hand-written", "blocks", "tasks created", "process, all open"]
+    return part(
+        results,
+        "memory",
+        plot("memory", "Memory of an open event stream"),
+        "What Python holds for one stream and layer, and how large the process is with all open:",
+        markdown(
+            head,
+            [
+                [
+                    NAMED[row["style"]],
+                    f"{row['layer']['bytes']:,.0f}",
+                    f"{row['times']['asgi']:.2f}x",
+                    f"{row['layer']['blocks']:.1f}",
+                    f"{row['layer']['tasks']:.0f}",
+                    f"{row['stream']['MiB']:.0f} MiB",
+                ]
+                for row in results["memory"]["rows"]
+                if row["layers"]
+            ],
+        ),
+        f"Without middleware the process is {bare['stream']['MiB']:.0f} MiB large.",
+    )
+
+
+def draw_memory(results: Results) -> str:
+    found = {s: row_of(results, "memory", style=s)["layer"]["bytes"] for s in STYLES}
+    group = [bar(style, {"median": size}, f"{size:,.0f} bytes") for style, size in found.items()]
+    unit = "bytes that Python holds for one stream and layer, of five layers"
+    return bars("Memory of an open event stream", unit, {"": group})
+
+
+def bodies(results: Results) -> str:
+    rows = results["bodies"]["rows"]
+    down, up = (row_of(results, "bodies", direction=each, kind="bare") for each in DIRECTIONS)
+    table = []
+    for one in rows:
+        if one["layers"] == 1:
+            arm = {key: one[key] for key in ("direction", "way", "kind")}
+            pair = [one, row_of(results, "bodies", **arm, layers=5)]
+            table.append(
+                [
+                    f"{DIRECTIONS[one['direction']]}, {one['way']}, {NAMED[one['kind']]}",
+                    *(f"{row['ms']['median']:.1f}" for row in pair),
+                    *(f"{row['MiB per second']:,}" for row in pair),
+                    *(f"{row['peak MiB']:.1f}" for row in pair),
+                ]
+            )
+    whats = ("ms of CPU time", "MiB per second", "most MiB")
+    return part(
+        results,
+        "bodies",
+        plot("bodies", "CPU time of 64 MiB through five layers"),
+        (
+            f"Without middleware the download takes {down['ms']['median']:.1f} ms of CPU time and "
+            f"{down['peak MiB']:.1f} MiB of memory, the upload {up['ms']['median']:.1f} ms and "
+            f"{up['peak MiB']:.1f} MiB."
+        ),
+        markdown(["", *(f"{what}, {counted(n)}" for what in whats for n in (1, 5))], table),
+    )
+
+
+def draw_bodies(results: Results) -> str:
+    groups = {}
+    for direction, named in DIRECTIONS.items():
+        for way in WAYS:
+            arm = {"direction": direction, "way": way, "layers": 5}
+            found = [find(results["bodies"]["rows"], **arm, kind=kind) for kind in KINDS]
+            groups[f"{named}, {way}"] = [
+                bar(row["kind"], row["ms"], f"{row['ms']['median']:.1f} ms") for row in found if row
+            ]
+    return bars("CPU time of 64 MiB through five layers", "ms, in 1,024 chunks", groups)
+
+
+# ---------------------------------------------------------------------- servers
+
+
+def served(results: Results, *, route: str) -> str:
+    def median(row: Row, other: str) -> str:
+        return f"{times(row, other):.2f}" if other in row["times"] else ""
+
+    rows = [row for row in results["servers"]["rows"] if row["route"] == route]
+    where = {"framework": "starlette", "route": route, "layers": 5}
+    five = row_of(results, "servers", **where, style="one yield")
+    cpu = {
+        style: row_of(results, "servers", **(where | {"layers": number}), style=style)["cpu us"]
+        for style, number in (("bare", 0), ("asgi", 5), ("one yield", 5), ("BaseHTTP", 5))
+    }
+    head = ["layers", "requests per second", "of no middleware", "of hand-written", "p50", "p99"]
+    return part(
+        results,
+        "servers",
+        plot(route, f"Requests per second of the {route} route under five layers"),
+        (
+            "With Starlette and five layers of httpmw the server answers "
+            f"{times(five, 'bare'):.2f} times the requests per second that it answers without "
+            f"middleware, {times(five):.2f} times those with five hand-written layers and "
+            f"{times(five, 'BaseHTTP'):.1f} times those with five `BaseHTTPMiddleware`.\n"
+            f"A request takes {cpu['one yield']['median']:,.0f} µs of the server's CPU time, "
+            f"{cpu['bare']['median']:,.0f} µs without middleware, "
+            f"{cpu['asgi']['median']:,.0f} µs with the hand-written layers and "
+            f"{cpu['BaseHTTP']['median']:,.0f} µs with `BaseHTTPMiddleware`."
+        ),
+        markdown(
+            [*head, "server CPU per request"],
+            [
+                [
+                    f"{row['framework']}, {NAMED[row['style']]}, {row['layers']}",
+                    f"{row['per second']['median']:,.0f}",
+                    median(row, "bare"),
+                    median(row, "asgi"),
+                    f"{row['p50 ms']:.2f} ms",
+                    f"{row['p99 ms']:.2f} ms",
+                    f"{row['cpu us']['median']:,.0f} µs",
+                ]
+                for row in rows
+            ],
+        ),
+    )
+
+
+def draw_served(results: Results, *, route: str, what: str) -> str:
+    groups = {}
+    for framework in FRAMEWORKS:
+        arms = {"bare": 0} | dict.fromkeys(STYLES, 5)
+        found = {
+            style: row_of(
+                results, "servers", framework=framework, route=route, style=style, layers=number
+            )["per second"]
+            for style, number in arms.items()
+        }
+        groups[framework] = [
+            bar(style, figure, f"{figure['median']:,.0f}") for style, figure in found.items()
+        ]
+    return bars("Requests per second on uvicorn under five layers", what, groups)
+
+
+# ---------------------------------------------------------------------- the rest
+
+
+def import_time(results: Results) -> str:
+    rows = []
+    for row in results["import_time"]["rows"]:
+        ms = row["ms"]
+        spread = f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})"
+        rows.append([f"`{row['module']}`", spread, str(row["modules"])])
+    return part(
+        results, "import_time", markdown(["import", "ms of CPU time", "modules loaded"], rows)
+    )
+
+
+def budget(results: Results) -> str:
+    rows = results["budget"]["rows"]
+    table = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        found = [row for row in rows if row["layer"] == layer]
+        if not table:
+            noop = [f"{row['no-op us']:.2f}" for row in found]
+            table.append(
+                ["a wrapper that does nothing", *noop, f"{found[-1]['no-op peak bytes']:,}"]
+            )
+        name = NAMED.get(layer, f"httpmw, {layer}")
+        table.append([name, *(f"{row['us']:.2f}" for row in found), f"{found[-1]['peak bytes']:,}"])
+    head = ["µs", "before", "at the start", "per chunk", "after", "20 chunks", "most bytes"]
+    return part(results, "budget", markdown(head, table))
+
+
+def targets(results: Results) -> str:
+    rows = []
+    for target in TARGETS:
+        measured = target.measured(results)
+        word = "not run" if measured is None else "ok" if target.holds(measured) else "missed"
+        number = "" if measured is None else f"{measured:.2f}"
+        rows.append(
+            [target.says, number, target.bound, word, f"`benchmarks/{target.benchmark}.py`"]
+        )
+    return markdown(["figure", "measured", "target", "", "measured by"], rows)
+
+
+def dearest(results: Results) -> str:
+    """
+    Name the figures of the grid in which httpmw stands worst against code written by hand.
+    """
+    found = []
+    for row in results["grid"]["rows"]:
+        kind, _, job = row["style"].partition(": ")
+        if kind not in {"asgi", "BaseHTTP", "raw bytes", "bare"}:
+            what = f"{job or NAMED[kind]}, {counted(row['layers'])}, {row['body']}, {row['series']}"
+            found.append((times(row, f"asgi: {job}" if job else "asgi"), what))
+    found.sort(reverse=True)
+    dearer = sum(number > 1 for number, _ in found)
+    words = (
+        f"* In {dearer} of the {len(found)} figures of httpmw in `benchmarks/results/grid.json` "
+        "its layers add more than those written by hand. The dearest, measured by "
+        "`benchmarks/grid.py`:"
+    )
+    return "\n".join([words, *(f"    * {what}: {number:.1f}x" for number, what in found[:8])])
+
+
+# Each with the benchmark whose results it shows.
+PARTS: dict[str, tuple[str, Part]] = {
+    "layers": ("grid", layers),
+    "chunks": ("grid", chunks),
+    "loops": ("grid", loops),
+    "jobs": ("grid", jobs),
+    "stack": ("stack", stack),
+    "pythons": ("pythons", pythons),
+    "memory": ("memory", memory),
+    "bodies": ("bodies", bodies),
+    "json": ("servers", partial(served, route="json")),
+    "heavy": ("servers", partial(served, route="heavy")),
+    "import": ("import_time", import_time),
+    "budget": ("budget", budget),
+    "targets": ("grid", targets),
+    "dearest": ("grid", dearest),
+}
+PLOTS: dict[str, tuple[str, Part]] = {
+    "layers": ("grid", draw_layers),
+    "chunks": ("grid", draw_chunks),
+    "base-http": ("grid", draw_base_http),
+    "memory": ("memory", draw_memory),
+    "bodies": ("bodies", draw_bodies),
+    "json": ("servers", partial(draw_served, route="json", what="a trivial JSON route")),
+    "heavy": ("servers", partial(draw_served, route="heavy", what="a route that works for 2 ms")),
+}

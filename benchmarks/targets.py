@@ -1,0 +1,187 @@
+"""
+The promises about speed and memory, and whether the last run kept them.
+
+A target is the bound of one figure in one row of a benchmark's document. The bounds marked
+"at first" are those that the first engine was built to; they stay as a floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.document import Document, find
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    A promise.
+
+    Args:
+        says: What is measured, in words.
+        benchmark: Whose figure it is.
+        where: The row, by the values that name it.
+        figure: The figure, as a path into the row.
+        at_least: The lower bound.
+        at_most: The upper bound.
+        unit: What is measured in; `x` is a ratio.
+    """
+
+    says: str
+    benchmark: str
+    where: Mapping[str, Any]
+    figure: Sequence[str]
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    unit: str = "x"
+
+    def measured(self, documents: Mapping[str, Document]) -> float | None:
+        """
+        Look the figure up; None where its benchmark was not run.
+        """
+        if self.benchmark not in documents:
+            return None
+        value: Any = find(documents[self.benchmark]["rows"], **self.where)
+        for key in self.figure:
+            value = None if value is None else value[key]
+        return value["median"] if isinstance(value, dict) else value
+
+    def holds(self, measured: float) -> bool:
+        return self.at_least <= measured <= self.at_most
+
+    @property
+    def bound(self) -> str:
+        if self.at_most == math.inf:
+            return f"at least {self.at_least:g} {self.unit}"
+        return f"at most {self.at_most:g} {self.unit}"
+
+
+def layers(
+    says: str, number: int, at_most: float, body: str = "one message", style: str = "one yield"
+) -> Target:
+    """
+    Bound what layers cost, where as many layers written by hand cost 1.
+    """
+    where = {"series": "by hand", "style": style, "layers": number, "body": body}
+    return Target(says, "grid", where, ("times", "asgi"), at_most=at_most)
+
+
+def base_http(says: str, number: int, against: str, at_least: float) -> Target:
+    """
+    Bound what layers of Starlette's `BaseHTTPMiddleware` cost, where others cost 1.
+    """
+    where = {"series": "asyncio", "style": "BaseHTTP", "layers": number, "body": "one message"}
+    return Target(says, "grid", where, ("times", against), at_least=at_least)
+
+
+def aside(says: str, style: str, number: int) -> Target:
+    """
+    Bound the µs that a layer adds which steps aside.
+    """
+    where = {"series": "by hand", "style": style, "layers": number, "body": "one message"}
+    return Target(says, "grid", where, ("added per layer",), at_most=0.3, unit="µs")
+
+
+def budget(layer: str, figure: str, at_most: float, phase: str = "whole") -> Target:
+    """
+    Bound what one layer costs in one phase: a budget of `httpmw.testing.overhead`.
+    """
+    says, unit = {
+        "times": ("over 20 chunks, no-op layer = 1", "x"),
+        "extra us": (f"per {phase}, beyond a no-op layer", "µs"),
+        "peak bytes": ("over 20 chunks, most memory", "bytes"),
+    }[figure]
+    where = {"layer": layer, "phase": phase}
+    return Target(f"{layer} {says}", "budget", where, (figure,), at_most=at_most, unit=unit)
+
+
+SERVER = {"framework": "starlette", "route": "json", "layers": 5}
+
+TARGETS = [
+    layers("1 layer, hand-written = 1", 1, 2.0),
+    layers("2 layers", 2, 1.5),
+    layers("5 layers", 5, 1.1),
+    layers("10 layers", 10, 1.0),
+    layers("20 layers", 20, 0.95),
+    layers("5 layers over 20 chunks", 5, 0.6, "20 chunks"),
+    layers("5 layers over 1,000 chunks", 5, 0.3, "1,000 chunks"),
+    layers("1 layer, at first", 1, 2.6),
+    layers("5 layers, at first", 5, 1.4),
+    layers("10 layers, at first", 10, 1.2),
+    layers("5 layers over 20 chunks, at first", 5, 0.7, "20 chunks"),
+    Target(
+        "early answer, hand-written = 1",
+        "grid",
+        {"series": "by hand", "style": "httpmw: early answer", "layers": 1},
+        ("times", "asgi: early answer"),
+        at_most=1.0,
+    ),
+    aside("1 layer that steps aside by `when=`", "when false", 1),
+    aside("each of 20 that step aside by `when=`", "when false", 20),
+    aside("1 layer that steps aside by None", "returns None", 1),
+    aside("each of 20 that step aside by None", "returns None", 20),
+    base_http("1 layer of BaseHTTPMiddleware, httpmw = 1", 1, "one yield", 25),
+    base_http("5 layers of BaseHTTPMiddleware, httpmw = 1", 5, "one yield", 40),
+    base_http("1 layer of BaseHTTPMiddleware, drop-in = 1", 1, "drop-in", 15),
+    base_http("5 layers of BaseHTTPMiddleware, drop-in = 1", 5, "drop-in", 15),
+    Target(
+        "bytes per open stream and layer, hand-written = 1",
+        "memory",
+        {"style": "one yield"},
+        ("times", "asgi"),
+        at_most=1.0,
+    ),
+    Target(
+        "bytes per open stream and layer, two yields",
+        "memory",
+        {"style": "two yields"},
+        ("times", "asgi"),
+        at_most=1.0,
+    ),
+    budget("one yield", "times", 3.5),
+    budget("two yields", "times", 14),
+    budget("drop-in", "times", 6),
+    budget("one yield", "extra us", 0.1, "chunk"),
+    budget("one yield", "peak bytes", 2048),
+    budget("two yields", "peak bytes", 4096),
+    Target(
+        "requests per second, 5 layers, hand-written = 1",
+        "servers",
+        {**SERVER, "style": "one yield"},
+        ("times", "asgi"),
+        at_least=0.97,
+    ),
+    Target(
+        "requests per second, 5 layers, BaseHTTPMiddleware = 1",
+        "servers",
+        {**SERVER, "style": "one yield"},
+        ("times", "BaseHTTP"),
+        at_least=8,
+    ),
+]
+
+
+def of_grid(series: str) -> list[Target]:
+    """
+    Give the targets that rest on one series of the grid.
+    """
+    return [t for t in TARGETS if t.benchmark == "grid" and t.where["series"] == series]
+
+
+def table(documents: Mapping[str, Document], targets: Sequence[Target]) -> tuple[bool, str]:
+    """
+    Hold the targets against what was measured; one that was not measured is not missed.
+    """
+    kept = True
+    lines = [f"{'':<8}{'figure':<56}{'measured':>10}   target"]
+    for target in targets:
+        measured = target.measured(documents)
+        holds = measured is None or target.holds(measured)
+        kept = kept and holds
+        word = "not run" if measured is None else "ok" if holds else "MISSED"
+        number = "" if measured is None else f"{measured:.2f}"
+        lines.append(f"{word:<8}{target.says:<56}{number:>10}   {target.bound}")
+    return kept, "\n".join(lines)
