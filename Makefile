@@ -10,10 +10,11 @@ ARGS ?=
 BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all test-lowest lint docs bench clean
+.PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
+	transparency upstream third-party servers load soak mutate differential leaks corpus migrate-fuzz clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
 
 demo: $(VENV)/demo.group ## ask a sample application on a real server; SERVE=1 leaves it up
 	@SERVE="$(SERVE)" $(BIN)/python -m examples.demo
@@ -40,8 +41,56 @@ docs: $(VENV)/docs.group ## build the documentation into site/
 	$(BIN)/zensical build --strict
 	$(BIN)/mkdocs build --strict --quiet --theme mkdocs --site-dir .cache/mkdocs
 
-bench: $(VENV)/test.group ## measure what a layer of middleware costs
-	$(BIN)/python -m benchmarks.grid $(ARGS)
+bench: $(VENV)/test.group ## measure what layers cost; ARGS=--check fails when a target is missed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-all: ## measure what the targets need on every Python that is here
+	@tools/pythons | while read -r version python; do \
+		echo "Python $$version"; \
+		$(MAKE) bench PYTHON="$$python" VENV="$(VENV)-$$version" ARGS="--targets grid $(ARGS)" </dev/null || exit 1; \
+	done
+
+bench-servers: $(VENV)/test.group ## measure what layers cost on uvicorn; needs Linux, wrk and two cores
+	$(BIN)/python -m benchmarks servers $(ARGS)
+
+bench-docs: bench-all ## measure all but the servers, and put it into docs/performance.md
+	$(MAKE) bench bench-page
+
+bench-page: $(VENV)/test.group ## put what was measured last into docs/performance.md
+	$(BIN)/python -m benchmarks.report
+
+transparency: $(VENV)/test.group ## put into docs/comparison.md what middleware changes unasked
+	$(BIN)/python tools/transparency.py $(ARGS)
+
+upstream: $(VENV)/test.group ## run the tests of Starlette and FastAPI with layers around every app
+	$(BIN)/python tools/upstream.py .cache/suites $(ARGS)
+
+third-party: $(VENV)/test.group ## run suites of others under patch_starlette(); COPIES=folder of them
+	$(BIN)/python tools/third_party.py .cache/suites $(COPIES) $(ARGS)
+
+servers: $(VENV)/servers.group ## put into docs/servers.md what nine servers do; takes minutes
+	$(BIN)/python tools/servers.py $(ARGS)
+
+corpus: $(VENV)/test.group ## run real middleware in pairs, before and after; ARGS=folder with an index
+	$(BIN)/python tools/corpus.py $(ARGS)
+
+migrate-fuzz: $(VENV)/test.group ## convert generated middleware and run it in pairs; ARGS="--count 20000"
+	$(BIN)/python -m tools.migrate_fuzz $(ARGS)
+
+load: $(VENV)/test.group ## ask a real server for half an hour; ARGS="--minutes 1 --server granian"
+	$(BIN)/python tools/load.py $(ARGS)
+
+soak: $(VENV)/test.group ## run millions of random schedules; goes on where it was stopped
+	$(BIN)/python -m tools.soak $(ARGS)
+
+mutate: $(VENV)/test.group ## plant faults in the engine and see what notices; ARGS="--only gate"
+	$(BIN)/python -m tools.mutate $(ARGS)
+
+differential: $(VENV)/test.group ## compare 100,000 random requests with and without empty layers
+	$(BIN)/python -m tools.differential $(ARGS)
+
+leaks: $(VENV)/test.group ## send a million requests and see what stays; ARGS="--backend trio"
+	$(BIN)/python -m tools.leaks $(ARGS)
 
 clean: ## remove environments, caches and everything that was built
 	rm -rf $(VENV) $(VENV)-* site build dist .cache .nox .mypy_cache .pytest_cache .ruff_cache

@@ -4,34 +4,62 @@ Every Python block of the README and the docs does what the page says.
 1. A block runs in a namespace of its own, after the prelude below.
 2. Each middleware function in it stands around an app, and the requests below are answered.
 3. An `app` in it answers them as well.
-4. Under the title "Refused: words" it is the other way round: a `TypeError` when the block runs,
-   or an error of httpmw from a request, with those words in its message.
-5. What is not httpmw's, such as the code before a migration, is fenced as `py` and only compiled.
+4. Before that, each `test_` function without parameters in it passes.
+5. Under the title "Refused: words" it is the other way round: a `TypeError` when the block runs,
+   an error of httpmw from a request, or a test that fails, with those words in its message.
+6. What is not httpmw's, such as the code before a migration, is fenced as `py` and only compiled.
+7. A block that is included from a file (`--8<--`) is compiled; the file has tests of its own.
+8. On a page whose blocks are titled with names of files, these are the files of one project: a
+   block replaces its file, "add to NAME" appends to it, and what the page shows of `curl`, of the
+   log and of a test file is compared with what the project does.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import importlib
 import inspect
+import json
+import logging
 import re
+import shlex
+import sys
+import textwrap
+import tomllib
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio.to_thread
 import pytest
 from starlette.types import Receive, Scope, Send
 
+import httpmw
 from httpmw import HTTPMiddleware, HTTPMWError
 from tests.harness import request
+from tools.pictures import PICTURES
 
 ROOT = Path(__file__).parent.parent
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
+
+PUBLIC_MODULES = ["httpmw", "httpmw.compat", "httpmw.migrate", "httpmw.stack", "httpmw.testing"]
 
 BLOCK = re.compile(
     r'^```(?P<fence>python|py)(?: title="(?P<title>[^"]*)")?\n(?P<code>.*?)^```$',
     re.MULTILINE | re.DOTALL,
 )
-LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
+# Of any kind, in the order of a page.
+FENCE = re.compile(
+    r'^ *```(?P<fence>\w*)(?: title="(?P<title>[^"]*)")?\n(?P<code>.*?)^ *```$',
+    re.MULTILINE | re.DOTALL,
+)
+FILE = re.compile(r"(?P<add>add to )?(?P<name>\w+\.py)")
+INCLUDE = re.compile(r'^( *)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"$', re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 
 REQUESTS: list[dict[str, Any]] = [
     {},
@@ -42,24 +70,12 @@ REQUESTS: list[dict[str, Any]] = [
     },
 ]
 
-PRELUDE = """
-import asyncio, gzip, hashlib, json, logging, time, zlib
-from collections.abc import AsyncIterator
-from contextvars import ContextVar
-
-import anyio
-from fastapi import FastAPI
-from starlette.applications import Starlette
-from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route, Router
-from starlette.types import ASGIApp
-
-from httpmw import *
-"""
+# What the examples leave out is said on the first page, and taken from there.
+PRELUDE = re.search(
+    r"^## What the examples leave out$.*?^```python\n(.*?)^```$",
+    (ROOT / "docs" / "index.md").read_text(),
+    re.MULTILINE | re.DOTALL,
+)[1]
 
 
 def blocks(fence: str) -> Iterator[Any]:
@@ -68,8 +84,19 @@ def blocks(fence: str) -> Iterator[Any]:
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
             name = f"{page.relative_to(ROOT)}:{line}"
-            if match["fence"] == fence:
-                yield pytest.param(name, match["title"], match["code"], id=name)
+            code = INCLUDE.sub(included, match["code"])
+            kind = "py" if code != match["code"] else match["fence"]
+            if kind == fence and not FILE.fullmatch(match["title"] or ""):
+                yield pytest.param(name, match["title"], code, id=name)
+
+
+def included(line: re.Match[str]) -> str:
+    """Return the file, or the section of it, that *line* includes."""
+    text = (ROOT / line["path"]).read_text()
+    if line["section"]:
+        marks = rf"# --8<-- \[(?:start|end):{line['section']}\]\n"
+        _, text, _ = re.split(marks, text)
+    return textwrap.dedent(text)
 
 
 async def inner(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,6 +131,8 @@ def layers(namespace: dict[str, Any], before: set[str]) -> Iterator[Any]:
             yield value
 
 
+# Starlette leaves a stream that is not sent to its end to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Async generator 'starlette:ResourceWarning")
 @pytest.mark.parametrize(("name", "title", "code"), list(blocks("python")))
 async def test_block(name: str, title: str | None, code: str, anyio_backend: str) -> None:
     """The block runs, and what it defines answers a request, or is refused as the page says."""
@@ -116,7 +145,7 @@ async def test_block(name: str, title: str | None, code: str, anyio_backend: str
     if title is not None:
         words = title.removeprefix("Refused: ")
         assert words != title
-        with pytest.raises((TypeError, HTTPMWError), match=re.escape(words)):
+        with pytest.raises((TypeError, HTTPMWError, AssertionError), match=re.escape(words)):
             await run(compiled, namespace, before)
     else:
         await run(compiled, namespace, before)
@@ -124,16 +153,135 @@ async def test_block(name: str, title: str | None, code: str, anyio_backend: str
 
 async def run(compiled: Any, namespace: dict[str, Any], before: set[str]) -> None:
     exec(compiled, namespace)  # noqa: S102
+    for name, value in list(namespace.items()):
+        if name.startswith("test_") and not inspect.signature(value).parameters:
+            if inspect.iscoroutinefunction(value):
+                await value()
+            else:  # it may run event loops of its own
+                await anyio.to_thread.run_sync(value)
     for layer in layers(namespace, before):
         for each in REQUESTS:
             server = await request(layer, **each)
             assert server.complete
 
 
+def after_refusals() -> Iterator[Any]:
+    for page in PAGES:
+        text = page.read_text()
+        for match in BLOCK.finditer(text):
+            said = FENCE.match(text[match.end() :].lstrip("\n"))
+            if said is not None and said["title"] == "The error":
+                line = text.count("\n", 0, match.start()) + 1
+                name = f"{page.relative_to(ROOT)}:{line}"
+                yield pytest.param(match["code"], said["code"], id=name)
+
+
+@pytest.mark.parametrize(("code", "said"), list(after_refusals()))
+async def test_error_is_shown_as_it_is(code: str, said: str, anyio_backend: str) -> None:
+    """A block titled "The error", behind one that is refused, is what is really said."""
+    namespace: dict[str, Any] = {"__name__": "block"}
+    exec(PRELUDE, namespace)  # noqa: S102
+    before = set(namespace)
+    with pytest.raises((TypeError, HTTPMWError)) as raised:
+        await run(compile(code, "layers.py", "exec", dont_inherit=True), namespace, before)
+
+    assert f"{raised.type.__name__}: {raised.value}\n" == said
+
+
+class Project:
+    """The files of a page, as they are at one place of it, and what was said last."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.served = "app"
+        self.answer = ""
+
+    def write(self, title: re.Match[str], code: str) -> None:
+        """Replace a file, or append to it."""
+        with (self.folder / title["name"]).open("a" if title["add"] else "w") as file:
+            file.write(code)
+
+    def load(self, name: str) -> Any:
+        """Import a file anew, and all that it imports."""
+        importlib.invalidate_caches()
+        for file in self.folder.glob("*.py"):
+            sys.modules.pop(file.stem, None)
+        return importlib.import_module(name)
+
+    async def command(self, line: str) -> None:
+        """Do what a command of a console does, if it is one that is known."""
+        program, *words = shlex.split(line)
+        if program == "uvicorn":
+            self.served = words[-1].removesuffix(":app")
+            assert (self.folder / f"{self.served}.py").exists()
+        elif program == "curl":
+            await self.curl(words)
+
+    async def curl(self, words: list[str]) -> None:
+        headers = [words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H"]
+        server = await request(
+            self.load(self.served).app,
+            path=urlsplit(words[-1]).path,
+            headers=[(name.encode(), value.encode()) for name, value in headers],
+        )
+        self.answer = ""
+        if "-i" in words:
+            lines = [f"HTTP/1.1 {server.status} {HTTPStatus(server.status).phrase}"]
+            lines += [f"{name}: {value}" for name, value in server.headers.items()]
+            self.answer = "\n".join(lines) + "\n\n"
+        self.answer += server.body.decode()
+
+
+def projects() -> list[Path]:
+    return [
+        page
+        for page in PAGES
+        if any(FILE.fullmatch(match["title"] or "") for match in FENCE.finditer(page.read_text()))
+    ]
+
+
+@pytest.mark.parametrize("page", projects(), ids=lambda page: page.stem)
+async def test_project(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    anyio_backend: str,
+) -> None:
+    """A page that builds a project shows what its files answer, log and test."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    caplog.set_level(logging.INFO)
+    project = Project(tmp_path)
+    shown = 0
+    for match in FENCE.finditer(page.read_text()):  # noqa: ASYNC240 - nobody else runs
+        title = FILE.fullmatch(match["title"] or "")
+        if title is not None:
+            project.write(title, match["code"])
+            loaded = vars(project.load(title["name"].removesuffix(".py")))
+            for name in [each for each in loaded if each.startswith("test_")]:
+                await loaded[name]()
+        elif match["fence"] == "console":
+            for line in match["code"].splitlines():
+                if line.startswith("$ "):
+                    await project.command(line.removeprefix("$ "))
+            answer = re.sub(r"^\$ .*\n", "", match["code"], flags=re.MULTILINE)
+            if answer:
+                shown += 1
+                assert project.answer.rstrip("\n") == answer.rstrip("\n")
+        elif match["title"] == "In the log":
+            lines = [f"{each.levelname}:{each.name}:{each.message}" for each in caplog.records]
+            expected = match["code"].splitlines()
+            shown += 1
+            assert lines[-len(expected) :] == expected
+
+    assert shown
+
+
 @pytest.mark.parametrize(("name", "title", "code"), list(blocks("py")))
 def test_shown_block(name: str, title: str | None, code: str) -> None:
     """A block that is only shown is Python."""
-    compile(code, name, "exec", dont_inherit=True)
+    ast.parse(code, name)  # which takes a `return` or a `yield` out of its function
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -146,17 +294,105 @@ def test_fences_are_found(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file that is there."""
-    missing = [
-        target for target in LINK.findall(page.read_text()) if not (page.parent / target).exists()
-    ]
+    """Every relative link names a file that is there, and a heading that is in it."""
+    dead = []
+    for link in LINK.finditer(FENCE.sub("", page.read_text())):
+        target = page.parent / link["path"] if link["path"] else page
+        anchor = link["anchor"]
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link[0])
 
-    assert missing == []
+    assert dead == []
+
+
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    """Return the anchors of *page*, as `toc` of Python-Markdown makes them of its headings."""
+    text = FENCE.sub("", page.read_text())
+    found: set[str] = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+    for heading in re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        words = re.sub(r"[^\w\s-]", "", words).strip().lower()
+        anchor = name = re.sub(r"[-\s]+", "-", words)
+        number = 0
+        while anchor in found:
+            number += 1
+            anchor = f"{name}_{number}"
+        found.add(anchor)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_other_blocks_are_what_they_say(page: Path) -> None:
+    """JSON and TOML can be parsed, and a `make` or `python -m` names something that is there."""
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for match in FENCE.finditer(page.read_text()):
+        if match["fence"] == "json":
+            json.loads(match["code"])
+        elif match["fence"] == "toml":
+            tomllib.loads(match["code"])
+        elif match["fence"] == "console":
+            for line in re.findall(r"^\$ (.+)$", match["code"], re.MULTILINE):
+                words = shlex.split(line, comments=True)
+                if words[0] == "make" and len(words) > 1:
+                    assert words[1] in targets, line
+                if words[:2] == ["python", "-m"] and words[2] != "venv":
+                    path = ROOT / words[2].replace(".", "/")
+                    assert path.is_dir() or path.with_suffix(".py").exists(), line
 
 
 def test_every_page_is_found() -> None:
-    """The pages with blocks are found from wherever the suite is run."""
-    assert all(page.exists() for page in PAGES)
+    """The pages with blocks are found from wherever the suite is run, and so is the tutorial."""
+    assert {ROOT / "README.md", ROOT / "docs" / "index.md"} <= set(PAGES)
+    assert ROOT / "docs" / "tutorial.md" in projects()
+
+
+def test_pictures_are_the_scripts() -> None:
+    """The pictures in the docs are what `tools/pictures.py` draws."""
+    for name, drawn in PICTURES.items():
+        assert (ROOT / "docs" / "img" / name).read_text() == drawn(), "python -m tools.pictures"
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_reference_is_complete(module: str) -> None:
+    """Every public name has an entry in the reference, under the path that it is imported from."""
+    entries = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    names = importlib.import_module(module).__all__
+    missing = {
+        name
+        for name in names
+        # What the package itself exports has its entry there.
+        if f"{module}.{name}" not in entries and f"httpmw.{name}" not in entries
+    }
+
+    assert missing == set()
+
+
+def test_error_tree_is_the_real_one() -> None:
+    """The tree of the errors page has every exception class, with its bases."""
+    text = (ROOT / "docs" / "errors.md").read_text()
+    tree = dict(re.findall(r"(\w+)\((\w+)\)", text[: text.index("## ")]))
+
+    assert tree.keys() == {name for name in httpmw.__all__ if issubclass_of(name, HTTPMWError)}
+    for name, base in tree.items():
+        assert base in [each.__name__ for each in getattr(httpmw, name).__mro__]
+
+
+def issubclass_of(name: str, base: type) -> bool:
+    value = getattr(httpmw, name)
+    return isinstance(value, type) and issubclass(value, base)
+
+
+def test_changelog_fragments_are_of_a_known_kind() -> None:
+    """Each fragment is named as towncrier wants it, and CHANGELOG.md has the place for them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]
+    kinds = "|".join(each["directory"] for each in settings["type"])
+    fragments = sorted(each.name for each in (ROOT / settings["directory"]).glob("[!.]*"))
+
+    assert settings["start_string"] in (ROOT / settings["filename"]).read_text()
+    assert [
+        name for name in fragments if not re.fullmatch(rf"\+?[\w-]+\.({kinds})\.md", name)
+    ] == []
 
 
 def test_readme_is_short() -> None:

@@ -87,14 +87,20 @@ def test_tree(error: type[Exception], base: type[Exception]) -> None:
 
 
 def test_tree_is_whole() -> None:
-    """The package has these four exceptions and no other public one."""
+    """The package has these five exceptions and no other public one."""
     public = {
         name
         for name in httpmw.__all__
         if inspect.isclass(getattr(httpmw, name)) and issubclass(getattr(httpmw, name), Exception)
     }
 
-    assert public == {"HTTPMWError", "MiddlewareError", "NoResponseError", "BodyTooLarge"}
+    assert public == {
+        "BodyTooLarge",
+        "HTTPMWError",
+        "MiddlewareError",
+        "NoResponseError",
+        "StackError",
+    }
 
 
 def test_middleware_error_is_no_http_exception() -> None:
@@ -1185,3 +1191,15 @@ async def test_lock_of_a_task_across_the_yield(fused: bool) -> None:
 
     explained(error, locked, "anyio.Lock", "anyio.Semaphore")
     assert isinstance(error.__cause__, RuntimeError)
+
+
+def test_function_in_call_next_style_is_shown_the_way() -> None:
+    """Who comes from `call_next` is told of the drop-in and of the codemod."""
+
+    async def timing(request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+    with pytest.raises(TypeError) as caught:
+        HTTPMiddleware(plain_inner(), dispatch=timing)
+
+    explained(caught.value, timing, "httpmw.compat.BaseHTTPMiddleware", "httpmw migrate")

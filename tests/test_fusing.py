@@ -32,10 +32,11 @@ Dispatch = Callable[[Connection], Flow]
 
 
 def frames() -> int:
-    """Count the frames of the package that are above the caller."""
+    """Count the frames of the package, without the fake server, that are above the caller."""
     frame, count = sys._getframe(1), 0
     while frame is not None:
-        count += frame.f_globals.get("__name__", "").split(".")[0] == "httpmw"
+        package = frame.f_globals.get("__name__", "").split(".")[:2]
+        count += package[0] == "httpmw" and package != ["httpmw", "testing"]
         frame = frame.f_back
     return count
 

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from httpmw import BodyTooLarge, Connection, Flow, HTTPMiddleware, MiddlewareError
-from tests.harness import Server, request, stack
+from tests.harness import Server, passing, request, stack
 
 Dispatch = Callable[[Connection], Flow]
 
@@ -1403,3 +1403,24 @@ async def test_random_reads_change_nothing_for_the_app(fused: bool) -> None:
         await app(dict(scope), client.receive, client.send)
 
         assert layered == bare, f"seed {seed}"
+
+
+async def test_scope_around_the_input_of_a_transform_is_refused(fused: bool) -> None:
+    """The scopes of whoever reads the body would be crossed; the message is about the request."""
+
+    async def limited(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        with anyio.fail_after(60):
+            async for chunk in chunks:
+                yield chunk
+
+    async def layer(conn: Connection) -> Flow:
+        conn.body_iterator = limited(conn.body_iterator)
+        yield
+
+    server = await Server(method="POST", body=[b"a", b"b"]).run(
+        stack(echo, passing, layer, fused=fused), keep_error=True
+    )
+
+    assert isinstance(server.error, MiddlewareError)
+    assert "conn.body_iterator" in str(server.error)
+    assert "await conn.body()" in str(server.error)

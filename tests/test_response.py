@@ -1294,22 +1294,27 @@ async def test_status_without_a_body_is_read_as_empty(status: int, fused: bool) 
     assert server.complete
 
 
-async def test_head_runs_no_transform_and_keeps_its_length(fused: bool) -> None:
-    """A HEAD response has no body to transform; what it says about a GET stays."""
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+async def test_transform_of_no_body_runs_and_sends_nothing(
+    method: str, status: int, fused: bool
+) -> None:
+    """Where there is no body a transform runs for what else it does; nothing of it is sent."""
     log = []
 
     async def noting(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        log.append("run")
         async for chunk in chunks:
-            yield chunk
+            log.append(chunk)
+        yield b"not to be sent"
+        log.append(b"over")
 
-    app = script(start(headers=[(b"x-a", b"1")]), body(b""))
+    app = script(start(status, headers=[(b"x-a", b"1")]), body(b""))
     server = await request(
-        stack(app, nothing, transforming(noting), nothing, fused=fused), method="HEAD"
+        stack(app, nothing, transforming(noting), nothing, fused=fused), method=method
     )
 
-    assert log == []
+    assert log == [b"over"]
     assert server.headers["x-a"] == "1"
+    assert [message["body"] for message in server.sent[1:]] == [b""]
     assert server.complete
 
 

@@ -817,6 +817,7 @@ async def test_http_exception_of_the_app(layers: Layers) -> None:
 # Rule 10: only HTTP.
 
 
+@pytest.mark.unchecked(reason="the app's own receive and send")
 @pytest.mark.parametrize("kind", ["websocket", "lifespan"])
 async def test_other_scopes_go_straight_to_the_app(layers: Layers, kind: str) -> None:
     """The app gets the very scope, `receive` and `send` of the server."""
@@ -856,7 +857,6 @@ SEQUENCES: dict[str, list[Message]] = {
     "debug": [
         {"type": "http.response.debug", "info": {"template": "a"}},
         start(),
-        {"type": "http.response.debug", "info": {"template": "b"}},
         body(b"x"),
     ],
     "early hints": [{"type": "http.response.early_hint", "links": [b"</a>"]}, start(), body()],

@@ -960,6 +960,7 @@ async def test_canary_scopes_are_seen() -> None:
     running = task()
     kinds = ANYIO_SCOPES if is_asyncio() else ANYIO_SCOPES + TRIO_SCOPES
     for kind in kinds:
+        _context.find_states()
         before = _context.open_scopes(running)
         assert type(before) is not _context._Deadline, "the check has fallen back"
         async with any_scope(kind):
@@ -987,20 +988,14 @@ async def test_canary_current_task() -> None:
 
 
 class Broken:
-    """Data that has moved."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
-
-    def __bool__(self) -> bool:
-        return True
+    """A backend of anyio's whose data has moved."""
 
 
 async def test_check_that_is_broken_fails_no_request(
     inner: Inner, spec: str | None, layers: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the private data has moved requests are served as before."""
-    monkeypatch.setattr(_context, "_states", Broken())
+    monkeypatch.setattr(_context, "states", _context.states_in(Broken()))
     assert isinstance(_context.open_scopes(task()), _context._Deadline)
     with anyio.move_on_after(60):
         server = await request(layers(inner, waiting), spec=spec)
@@ -1011,7 +1006,7 @@ async def test_check_that_is_broken_still_sees_time_limits(
     layers: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the private data has moved a time limit is still found by its deadline."""
-    monkeypatch.setattr(_context, "_states", Broken())
+    monkeypatch.setattr(_context, "states", _context.states_in(Broken()))
 
     async def holds_a_limit(conn: Connection) -> Flow:
         with anyio.fail_after(60):
@@ -1020,3 +1015,113 @@ async def test_check_that_is_broken_still_sees_time_limits(
     server = await request(layers(plain_inner(), holds_a_limit), keep_error=True)
     assert isinstance(server.error, MiddlewareError)
     explained(server.error, holds_a_limit, "conn.fail_after")
+
+
+# -- a start that is sent from elsewhere ---------------------------------------------------------
+
+
+async def slow(conn: Connection) -> Flow:
+    """Wait for something of its own at the response start."""
+    yield
+    await anyio.lowlevel.checkpoint()
+
+
+async def with_a_header(conn: Connection) -> Flow:
+    response = yield
+    response.headers["x-mw"] = "yes"
+
+
+async def with_a_limit(conn: Connection) -> Flow:
+    """Open and close a scope after the yield."""
+    yield
+    with anyio.move_on_after(60):
+        await anyio.lowlevel.checkpoint()
+
+
+async def denies_late(conn: Connection) -> Flow:
+    yield
+    yield PlainTextResponse("no", 403)
+
+
+@pytest.mark.parametrize("function", [waiting, passing, slow, with_a_limit, denies_late])
+async def test_start_may_be_sent_by_a_child_that_was_given_send(
+    function: Callable[..., Any], fused: bool
+) -> None:
+    """`start_soon(send, message)` calls `send` in one task, and awaits it in another."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(send, start())
+        await send(body(b"x"))
+
+    server = await request(stack(app, waiting, function, passing, fused=fused))
+
+    assert server.status == (403 if function is denies_late else 200)
+    assert server.complete
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("function", [waiting, passing, slow, with_a_header])
+async def test_start_whose_task_never_ran_was_not_sent(function: Callable[..., Any]) -> None:
+    """Another start may follow, and goes through the functions."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(send(start()))  # type: ignore[arg-type]
+        sending.cancel()
+        await asyncio.wait([sending])
+        await send(start(500))
+        await send(body(b"x"))
+
+    server = await request(HTTPMiddleware(app, dispatch=function))
+
+    assert server.status == 500
+    assert server.headers.get("x-mw") == ("yes" if function is with_a_header else None)
+
+
+async def test_start_after_one_that_was_cancelled_does_not_pass_the_functions() -> None:
+    """Nobody knows whether the server has the first one; another is refused."""
+    sent = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.move_on_after(0.01):
+            await send(start())
+        await send(start(504))
+
+    async def blocked(message: Any) -> None:
+        sent.append(message["status"])
+        if len(sent) == 1:
+            await anyio.sleep_forever()
+
+    server = Server()
+    with pytest.raises(RuntimeError, match="a second http"):
+        await HTTPMiddleware(app, dispatch=with_a_header)(server.scope, server.receive, blocked)
+    assert sent == [200]
+
+
+async def test_malformed_start_leaves_room_for_another() -> None:
+    """What is wrong with it is raised where it was sent, and another may follow."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(KeyError):
+            await send({"type": "http.response.start"})
+        await send(start(500))
+        await send(body(b"x"))
+
+    server = Server()
+    await HTTPMiddleware(app, dispatch=waiting)(server.scope, server.receive, server.send)
+    assert server.status == 500
+
+
+async def test_stepping_aside_takes_a_new_request_body_back() -> None:
+    """A layer that is not there has not replaced anything."""
+    got = []
+
+    def aside(conn: Connection) -> None:
+        conn.replace_body(b"other")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append((await receive())["body"])
+        await PlainTextResponse("x")(scope, receive, send)
+
+    await request(stack(app, passing, aside, fused=True), method="POST", body=b"own")
+    assert got == [b"own"]

@@ -1,0 +1,3 @@
+"""
+Middleware before and after a migration.
+"""

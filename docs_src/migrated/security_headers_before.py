@@ -1,0 +1,28 @@
+from secrets import token_urlsafe
+
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+
+class SecurityHeaders(BaseHTTPMiddleware):
+    def __init__(self, app: ASGIApp, *, hsts: int = 31_536_000) -> None:
+        super().__init__(app)
+        self.hsts = f"max-age={hsts}"
+
+    async def dispatch(
+        self, request: Request, call_next: RequestResponseEndpoint
+    ) -> Response:
+        request.state.csp_nonce = nonce = token_urlsafe(16)
+        response = await call_next(request)
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["x-frame-options"] = "DENY"
+        if request.url.scheme == "https":
+            response.headers["strict-transport-security"] = self.hsts
+        if "content-security-policy" not in response.headers:
+            policy = f"default-src 'self'; script-src 'nonce-{nonce}'"
+            response.headers["content-security-policy"] = policy
+        if "server" in response.headers:
+            del response.headers["server"]
+        return response

@@ -1,0 +1,39 @@
+import zlib
+from collections.abc import AsyncIterator
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+
+from httpmw import Connection, Flow
+
+LARGEST = 50_000_000  # bytes, unpacked
+PIECE = 65_536
+GZIP = 31  # `wbits` of zlib
+
+
+async def gunzipped(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    unpacker = zlib.decompressobj(wbits=GZIP)
+    size = 0
+    try:
+        async for chunk in chunks:
+            packed = chunk
+            # A few bytes can unpack to gigabytes: only a piece at a time.
+            while packed:
+                piece = unpacker.decompress(packed, PIECE)
+                packed = unpacker.unconsumed_tail
+                size += len(piece)
+                if size > LARGEST:
+                    raise HTTPException(413)
+                yield piece
+    except zlib.error as error:
+        raise HTTPException(400, "the body is not gzip") from error
+    yield unpacker.flush()
+    if not unpacker.eof:
+        raise HTTPException(400, "the body is cut off")
+
+
+async def gunzip_upload(conn: Connection) -> Flow:
+    if conn.headers.get("content-encoding", "").lower() == "gzip":
+        conn.body_iterator = gunzipped(conn.body_iterator)
+        del MutableHeaders(scope=conn.scope)["content-encoding"]
+    yield

@@ -1,0 +1,473 @@
+"""
+Faults to be planted in the engine, one at a time, by `tools/mutate.py`.
+
+Each is a piece of a file that is there exactly once, and what it is replaced with. Who changes
+such a piece of the engine changes it here as well; `python -m tools.mutate --check` says which
+ones do not apply any more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """One fault: its name, the file, what is there, and what is planted."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    # The test that should notice it, where few schedules do.
+    tests: str = ""
+    # Why nothing can tell the difference, for those that survive.
+    equivalent: str = ""
+
+
+EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT = (
+    f"httpmw/_{name}.py" for name in ("exchange", "travel", "body", "drive", "context")
+)
+
+MUTATIONS = [
+    # A flow is stepped by one caller at a time, and always ended.
+    Mutation(
+        "an orphan of the app is not waited for",
+        TRAVEL,
+        """        if self.taken and not _context.is_cancellation(failure):
+            await self.wait()  # an orphan""",
+        """        if False:
+            await self.wait()  # an orphan""",
+        tests="tests/test_events.py::test_orphan_inside_a_step",
+    ),
+    Mutation(
+        "a flow that broke the contract is not closed",
+        EXCHANGE,
+        """            await flow.aclose()
+""",
+        """            pass
+""",
+    ),
+    Mutation(
+        "flows are left when the adapter is closed",
+        EXCHANGE,
+        "for each in [*flows, *self.transforms]:",
+        "for each in ():",
+        tests="tests/test_events.py::test_generator_exit_of_the_app",
+    ),
+    Mutation(
+        "transforms are not closed at the end",
+        EXCHANGE,
+        """            for each in self.transforms:
+                failure""",
+        """            for each in ():
+                failure""",
+    ),
+    Mutation(
+        "flows get an exception from the outside in",
+        EXCHANGE,
+        "failure = await self._throw(waiting.pop(), failure)",
+        "failure = await self._throw(waiting.pop(0), failure)",
+    ),
+    Mutation(
+        "flows end from the outside in",
+        EXCHANGE,
+        "tail, *self.tails = self.tails",
+        "*self.tails, tail = self.tails",
+    ),
+    Mutation(
+        "a late exception is not raised at `yield response`",
+        EXCHANGE,
+        """                await flow.asend(None)
+            else:
+                await flow.athrow(failure)""",
+        """                await flow.asend(None)
+            else:
+                await flow.asend(None)""",
+    ),
+    Mutation(
+        "the traceback of an exception grows with each flow",
+        EXCHANGE,
+        """                failure.__traceback__ = traceback
+                return failure
+            return exc""",
+        """                return failure
+            return exc""",
+        tests="tests/test_events.py::test_exception_in_the_body_is_unchanged",
+    ),
+    Mutation(
+        "a flow is stepped from the outside in",
+        TRAVEL,
+        """                flow = waiting.pop()
+                step = flow.asend(response)
+                try:
+                    awaited""",
+        """                flow = waiting.pop(0)
+                step = flow.asend(response)
+                try:
+                    awaited""",
+    ),
+    # The start is sent once, before any body, and nothing follows the last message.
+    Mutation(
+        "a second start goes out past the flows",
+        TRAVEL,
+        """        else:
+            raise _errors.second_start()""",
+        """        else:
+            await self.server_send(message)""",
+        tests="tests/test_events.py::test_app_cancels_its_own_send_and_tries_again",
+    ),
+    Mutation(
+        "an app whose response was replaced is not discarded",
+        TRAVEL,
+        """.run(value)
+        self.state = DISCARDED""",
+        """.run(value)
+        self.state = PASSING""",
+    ),
+    Mutation(
+        "an app whose body was set is not discarded",
+        TRAVEL,
+        """        if body.source is not live:
+            self.state = DISCARDED""",
+        """        if body.source is not live:
+            self.state = PASSING""",
+    ),
+    Mutation(
+        "a start that failed may be sent again",
+        TRAVEL,
+        """            self._lost.without_response = True
+        self.state = PASSING""",
+        """            self._lost.without_response = True
+        self.state = WAITING""",
+        tests="tests/test_events.py::test_app_cancels_its_own_send_and_tries_again",
+    ),
+    Mutation(
+        "a start that was cancelled is not missed",
+        TRAVEL,
+        """            self._lost.without_response = True
+""",
+        """            self._lost.without_response = False
+""",
+        tests="tests/test_events.py::test_app_cancels_its_own_send_and_tries_again",
+    ),
+    Mutation(
+        "an app may send on after a flow has failed",
+        TRAVEL,
+        "raise self._failure or",
+        "return self._failure and",
+        tests="tests/test_events.py::test_every_send_raises_the_exception",
+    ),
+    Mutation(
+        "what a flow raised is not kept",
+        TRAVEL,
+        "self._failure = tail.failure = kept",
+        "self._failure = kept",
+        tests="tests/test_events.py::test_function_raises_after_the_yield",
+    ),
+    Mutation(
+        "a cancellation of the app's own is kept and raised later",
+        TRAVEL,
+        "kept = _context.without_cancellations(failure)",
+        "kept = failure",
+    ),
+    # The app learns of a disconnect only while no step is under way.
+    Mutation(
+        "a disconnect is told during a step",
+        TRAVEL,
+        """        if self.taken and message["type"] == "http.disconnect":""",
+        """        if False:""",
+    ),
+    Mutation(
+        "two may receive from the server at a time",
+        EXCHANGE,
+        "elif turn.taken and not self.gone:",
+        "elif False:",
+        tests="tests/test_events.py::test_everyone_is_told_of_the_disconnect",
+    ),
+    Mutation(
+        "a disconnect is forgotten",
+        EXCHANGE,
+        """        if message["type"] == "http.disconnect":
+            self.gone = True
+        return message""",
+        """        return message""",
+    ),
+    Mutation(
+        "siblings may send during a step",
+        TRAVEL,
+        """        if self.taken:
+            await self.wait()
+        state = self.state""",
+        """        state = self.state""",
+    ),
+    # A discarded app sees what a client that left would show it.
+    Mutation(
+        "a discarded app receives from the server",
+        TRAVEL,
+        """        if self.state is DISCARDED or self.state is DRAINED:
+            self.told_gone = True""",
+        """        if False:
+            self.told_gone = True""",
+    ),
+    Mutation(
+        "messages are dropped without a checkpoint",
+        TRAVEL,
+        """        await anyio.lowlevel.checkpoint()
+        for progress""",
+        """        for progress""",
+        tests="tests/test_discarded.py::test_dropped_message_gives_way",
+    ),
+    Mutation(
+        "a discarded app gets an OSError below 2.4",
+        TRAVEL,
+        ">= (2, 4)",
+        ">= (2, 0)",
+        tests="tests/test_discarded.py::test_message_with_more_body",
+    ),
+    Mutation(
+        "a discarded app never gets an OSError",
+        TRAVEL,
+        ">= (2, 4)",
+        ">= (9, 0)",
+        tests="tests/test_discarded.py::test_message_with_more_body",
+    ),
+    Mutation(
+        "the last message of a discarded app raises as well",
+        TRAVEL,
+        """            and message.get("more_body", False)
+            and _spec_version""",
+        """            and _spec_version""",
+        tests="tests/test_discarded.py::test_plain_response_with_a_background_task",
+    ),
+    Mutation(
+        "our own signal is not dropped",
+        EXCHANGE,
+        "failure = failure and tail.signal.taken_out_of(failure)",
+        "pass",
+    ),
+    Mutation(
+        "a group with our signal is dropped as a whole",
+        TRAVEL,
+        """            )[1]
+        return None if self._is_behind(exc) else exc""",
+        """            )[1] and None
+        return None if self._is_behind(exc) else exc""",
+        tests="tests/test_discarded.py::test_mixed_group_is_split",
+    ),
+    Mutation(
+        "our signal is not found behind Starlette's ClientDisconnect",
+        TRAVEL,
+        "context = exc.__context__ if isinstance(exc, (ClientDisconnect, OSError)) else None",
+        "context = None",
+    ),
+    Mutation(
+        "an exception of a discarded app is lost",
+        TRAVEL,
+        "return None if self._is_behind(exc) else exc",
+        "return None",
+        tests="tests/test_discarded.py::test_other_exception_of_the_app",
+    ),
+    Mutation(
+        "the background task of a replacement runs inside of the app's `send`",
+        TRAVEL,
+        "value.background = None",
+        "tail.background = None",
+        tests="tests/test_discarded.py::test_order_of_the_ends",
+    ),
+    Mutation(
+        "a background task runs although the app has failed",
+        EXCHANGE,
+        "if failure is None and tail.background is not None:",
+        "if tail.background is not None:",
+    ),
+    # Cancellation goes on.
+    Mutation(
+        "a swallowed cancellation is over",
+        EXCHANGE,
+        "return _context.is_cancellation(failure) and _context.is_cancelled(self.task, owed)",
+        "return False",
+        tests="tests/test_events.py::test_swallowed_cancellation_goes_on",
+    ),
+    Mutation(
+        "a cancellation that comes up while we look for the client is lost",
+        EXCHANGE,
+        "return self.gone, None if isinstance(exc, Exception) else exc",
+        "return self.gone, None",
+        tests="tests/test_schedules.py::test_cancelled_as_the_app_returns",
+    ),
+    Mutation(
+        "a cancellation of the request is taken for our own look at the client",
+        EXCHANGE,
+        "with anyio.CancelScope(shield=True) as scope:",
+        "with anyio.CancelScope() as scope:",
+    ),
+    Mutation(
+        "an owed cancellation is not seen on asyncio",
+        CONTEXT,
+        "if 0 < before <= cancellations(task):",
+        "if False:",
+        tests="tests/test_events.py::test_swallowed_cancellation_goes_on",
+    ),
+    # It fails closed.
+    Mutation(
+        "a function without a yield lets the request through",
+        EXCHANGE,
+        """                    failure = _errors.no_yield(flow or function)
+                    break""",
+        """                    continue""",
+        tests="tests/test_rules.py::test_function_that_ends_before_any_yield",
+    ),
+    Mutation(
+        "an exception that a flow swallows is gone",
+        EXCHANGE,
+        """            error = _errors.swallowed(flow, failure)
+            error.__cause__ = failure
+            return error""",
+        """            return None""",
+        tests="tests/test_events.py::test_function_swallows_the_exception",
+    ),
+    Mutation(
+        "no response is reported where the client has left",
+        EXCHANGE,
+        """        if gone:
+            if self.disconnect is None:""",
+        """        if False:
+            if self.disconnect is None:""",
+    ),
+    Mutation(
+        "a client that left is an error of the app",
+        EXCHANGE,
+        "            if failure is self.disconnect:",
+        "            if False:",
+    ),
+    Mutation(
+        "a scope may be held over the first yield",
+        EXCHANGE,
+        "failure = await exchange.scope_held(scopes)",
+        "pass",
+        tests="tests/test_events.py::test_scope_held_open_at_the_first_yield",
+    ),
+    Mutation(
+        "a scope may be held over the second yield",
+        TRAVEL,
+        """        if open_scopes(self.stepper) != self.scopes:
+            return _errors.open_scope(flow)
+""",
+        "",
+        tests="tests/test_events.py::test_scope_held_open_at_a_later_yield",
+    ),
+    # Tasks and contexts.
+    Mutation(
+        "a flow is resumed in the context of whoever sends",
+        DRIVE,
+        "run = _context.runner_in(context)",
+        "run = None",
+        tests="tests/test_tasks_and_contexts.py::test_token_is_reset_after_the_yield",
+    ),
+    Mutation(
+        "who waits for a turn is not woken",
+        DRIVE,
+        """            self._free.set()
+""",
+        """            pass
+""",
+    ),
+    Mutation(
+        "a body may be read in a task of its own",
+        DRIVE,
+        "raise _errors.own_task()",
+        "pass",
+        tests="tests/test_tasks_and_contexts.py::test_body_read_from_a_task_of_its_own",
+    ),
+    Mutation(
+        "a scope may be held while a body is awaited",
+        DRIVE,
+        "elif _context.open_scopes(task) != self.scopes:",
+        "elif False:",
+        tests="tests/test_errors.py::test_body_read_inside_a_cancel_scope",
+    ),
+    # Reading never steals.
+    Mutation(
+        "who looks at a message takes it",
+        BODY,
+        "return self._ahead[position]",
+        "return self._ahead.popleft()",
+        tests="tests/test_request_body.py::test_body_is_read_by_layers_and_by_the_app",
+    ),
+    Mutation(
+        "two that read a request body pull a message each",
+        BODY,
+        """        await turn.wait()
+        turn.taken = True
+        try:
+            while len(self._ahead) < count:""",
+        """        turn.taken = True
+        try:
+            while len(self._ahead) < count:""",
+        tests="tests/test_mutations.py::test_two_tasks_read_the_request_body",
+    ),
+    Mutation(
+        "a joined body comes twice",
+        BODY,
+        """        for _ in range(count):
+            self._ahead.popleft()""",
+        """        for _ in range(count - 1):
+            self._ahead.popleft()""",
+        tests="tests/test_connection.py::test_disconnect_stays_seen",
+    ),
+    Mutation(
+        "two may pull from a transform at a time",
+        BODY,
+        """        await self.wait()
+        self.taken = True
+        try:
+            return await self._pull()""",
+        """        self.taken = True
+        try:
+            return await self._pull()""",
+    ),
+    Mutation(
+        "a request transform that has failed goes on",
+        BODY,
+        "self._failure = exc if isinstance(exc, Exception) else _errors.transform_cancelled()",
+        "self._failure = None",
+        tests="tests/test_request_body.py::test_failure_of_a_transform_is_raised_again",
+    ),
+    Mutation(
+        "a response transform that has failed is not noted",
+        BODY,
+        """                self.failure = exc
+            raise""",
+        """                pass
+            raise""",
+        tests="tests/test_mutations.py::test_failure_of_a_transform_that_the_app_swallows",
+    ),
+    Mutation(
+        "what a transform passes by is lost",
+        BODY,
+        """        self._made.extend(self.inner.aside)
+""",
+        "",
+        tests="tests/test_response.py::test_other_messages_pass_untouched",
+    ),
+    Mutation(
+        "who waits for a body that was cut off waits for ever",
+        BODY,
+        """        if self.thrown is not None:
+            raise self.thrown
+""",
+        "",
+    ),
+    Mutation(
+        "flows further in have no word on a body that was cut off",
+        TRAVEL,
+        "while exchange.tails and not isinstance(exchange.tails[0].body, TransformedBody):",
+        "while False:",
+    ),
+    Mutation(
+        "bytes that nobody got are counted as sent",
+        TRAVEL,
+        "progress.lost = progress.lost or gone",
+        "progress.lost = False",
+    ),
+]
