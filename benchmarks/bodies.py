@@ -25,7 +25,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -33,7 +32,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from benchmarks.document import Row, document, options, write
 from benchmarks.measure import Figure, clock, interleaved
-from benchmarks.styles import STYLES, App, HandWritten, Style, request_scope, upper
+from benchmarks.styles import JOBS, STYLES, App, HandWritten, Style, request_scope, upper
 from httpmw import Connection, Flow, HTTPMiddleware
 
 CHUNK = 64 * 1024
@@ -66,18 +65,6 @@ class ObserveDown(HandWritten):
             await send(message)
 
         await self.app(scope, receive, send_observed)
-
-
-class TransformDown(HandWritten):
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_upper(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                del MutableHeaders(scope=message)["content-length"]
-            else:
-                message["body"] = message["body"].upper()
-            await send(message)
-
-        await self.app(scope, receive, send_upper)
 
 
 class ReadDown(HandWritten):
@@ -146,11 +133,6 @@ async def observes_down(conn: Connection) -> Flow:
     response = yield
     yield response
     observe(response.bytes_sent)
-
-
-async def transforms_down(conn: Connection) -> Flow:
-    response = yield
-    response.body_iterator = upper(response.body_iterator)
 
 
 async def reads_down(conn: Connection) -> Flow:
@@ -222,8 +204,8 @@ BODIES: dict[Body, Style] = {
     Body("down", "observe", "asgi"): ObserveDown,
     Body("down", "observe", "httpmw"): httpmw(observes_down),
     Body("down", "observe", "BaseHTTP"): base_http(observe_next),
-    Body("down", "transform", "asgi"): TransformDown,
-    Body("down", "transform", "httpmw"): httpmw(transforms_down),
+    Body("down", "transform", "asgi"): JOBS["body transformed"].asgi,
+    Body("down", "transform", "httpmw"): JOBS["body transformed"].httpmw,
     Body("down", "transform", "BaseHTTP"): base_http(transform_next),
     Body("down", "read", "asgi"): ReadDown,
     Body("down", "read", "httpmw"): httpmw(reads_down),

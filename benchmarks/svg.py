@@ -7,7 +7,7 @@ wherever it is shown. Every bar and every line carries its name and its figure a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -131,20 +131,26 @@ def lines(title: str, unit: str, places: Sequence[str], of_lines: Sequence[Line]
 
 def picture(title: str, unit: str, height: float, parts: Sequence[str]) -> str:
     head = [text(MARGIN, 26, title, "title"), text(MARGIN, 46, unit, "figure")]
+    return drawing(title, WIDTH, height, STYLE, [ground(WIDTH, height), *head, *parts])
+
+
+def drawing(title: str, width: float, height: float, style: str, parts: Sequence[str]) -> str:
     return "\n".join(
         [
-            f'<svg xmlns="{SPACE}" viewBox="0 0 {WIDTH} {height:.0f}" role="img">',
+            f'<svg xmlns="{SPACE}" viewBox="0 0 {width} {height:.0f}" role="img">',
             f"<title>{escape(title)}</title>",
-            f"<style>\n{STYLE}\n</style>",
-            f'<rect class="ground" width="{WIDTH}" height="{height:.0f}" rx="8"/>',
-            *head,
+            f"<style>\n{style}\n</style>",
             *parts,
             "</svg>\n",
         ]
     )
 
 
-def text(x: float, y: float, words: str, kind: str) -> str:
+def ground(width: float, height: float) -> str:
+    return f'<rect class="ground" width="{width}" height="{height:.0f}" rx="8"/>'
+
+
+def text(x: float, y: float, words: str, kind: str = "") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
 
 
@@ -167,13 +173,17 @@ def style(scheme: int) -> str:
     return "\n".join(rules)
 
 
+def on_both(style: Callable[[int], str]) -> str:
+    """
+    Give the rules of a style on a light and on a dark page.
+    """
+    return f"{style(0)}\n@media (prefers-color-scheme: dark) {{\n{style(1)}\n}}"
+
+
 STYLE = f"""text {{ font: 13px system-ui, sans-serif; }}
 .title {{ font-size: 16px; font-weight: 600; }}
 .strong {{ font-weight: 600; }}
 .name {{ text-anchor: end; }}
 .place {{ text-anchor: middle; }}
 .line {{ stroke-width: 2.5; }}
-{style(0)}
-@media (prefers-color-scheme: dark) {{
-{style(1)}
-}}"""
+{on_both(style)}"""

@@ -85,6 +85,29 @@ def aside(says: str, style: str, number: int) -> Target:
     return Target(says, "grid", where, ("added per layer",), at_most=0.3, unit="µs")
 
 
+def stack(says: str, kind: str, number: int) -> Target:
+    """
+    Bound what an editable stack costs, where the same layers built by Starlette cost 1.
+    """
+    where = {"application": "Starlette", "kind": kind, "layers": number}
+    return Target(says, "stack", where, ("times",), at_most=1.05)
+
+
+def memory(says: str, style: str) -> Target:
+    """
+    Bound the memory of an open event stream, where that of layers written by hand is 1.
+    """
+    return Target(says, "memory", {"style": style}, ("times", "asgi"), at_most=1.0)
+
+
+def served(says: str, against: str, at_least: float) -> Target:
+    """
+    Bound the requests per second under layers of httpmw, where those under others are 1.
+    """
+    where = {"framework": "starlette", "route": "json", "layers": 5, "style": "one yield"}
+    return Target(says, "servers", where, ("times", against), at_least=at_least)
+
+
 def budget(layer: str, figure: str, at_most: float, phase: str = "whole") -> Target:
     """
     Bound what one layer costs in one phase: a budget of `httpmw.testing.overhead`.
@@ -97,8 +120,6 @@ def budget(layer: str, figure: str, at_most: float, phase: str = "whole") -> Tar
     where = {"layer": layer, "phase": phase}
     return Target(f"{layer} {says}", "budget", where, (figure,), at_most=at_most, unit=unit)
 
-
-SERVER = {"framework": "starlette", "route": "json", "layers": 5}
 
 TARGETS = [
     layers("1 layer, hand-written = 1", 1, 2.0),
@@ -127,40 +148,20 @@ TARGETS = [
     base_http("5 layers of BaseHTTPMiddleware, httpmw = 1", 5, "one yield", 40),
     base_http("1 layer of BaseHTTPMiddleware, drop-in = 1", 1, "drop-in", 15),
     base_http("5 layers of BaseHTTPMiddleware, drop-in = 1", 5, "drop-in", 15),
-    Target(
-        "bytes per open stream and layer, hand-written = 1",
-        "memory",
-        {"style": "one yield"},
-        ("times", "asgi"),
-        at_most=1.0,
-    ),
-    Target(
-        "bytes per open stream and layer, two yields",
-        "memory",
-        {"style": "two yields"},
-        ("times", "asgi"),
-        at_most=1.0,
-    ),
+    stack("stack of 5 hand-written layers, Starlette's = 1", "asgi", 5),
+    stack("stack of 10 hand-written layers", "asgi", 10),
+    stack("stack of 5 layers of httpmw", "one yield", 5),
+    stack("stack of 10 layers of httpmw", "one yield", 10),
+    memory("bytes per open stream and layer, hand-written = 1", "one yield"),
+    memory("bytes per open stream and layer, two yields", "two yields"),
     budget("one yield", "times", 3.5),
     budget("two yields", "times", 14),
     budget("drop-in", "times", 6),
     budget("one yield", "extra us", 0.1, "chunk"),
     budget("one yield", "peak bytes", 2048),
     budget("two yields", "peak bytes", 4096),
-    Target(
-        "requests per second, 5 layers, hand-written = 1",
-        "servers",
-        {**SERVER, "style": "one yield"},
-        ("times", "asgi"),
-        at_least=0.97,
-    ),
-    Target(
-        "requests per second, 5 layers, BaseHTTPMiddleware = 1",
-        "servers",
-        {**SERVER, "style": "one yield"},
-        ("times", "BaseHTTP"),
-        at_least=8,
-    ),
+    served("requests per second, 5 layers, hand-written = 1", "asgi", 0.97),
+    served("requests per second, 5 layers, BaseHTTPMiddleware = 1", "BaseHTTP", 8),
 ]
 
 

@@ -13,7 +13,7 @@ import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -36,6 +36,7 @@ from tests.harness import Chunks, PassThrough, body, start
 
 Function = Callable[[Connection], Any]
 Effect = Callable[["Answer"], "Answer"]
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 OUTCOME = "outcome"
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
@@ -156,20 +157,31 @@ class Streamed(StreamingResponse):
         await super().__call__(scope, told, send)
 
 
-# ---------------------------------------------------------------------- layers
+class Choice(Generic[Make]):
+    """What can be drawn: `@choice(3)` registers a function that makes it, with its weight."""
 
-Layer = Callable[[Plan, str], Function]
-LAYERS: list[tuple[int, Layer]] = []
+    def __init__(self) -> None:
+        self.weights: list[int] = []
+        self.makers: list[Make] = []
 
+    def __call__(self, weight: int) -> Callable[[Make], Make]:
+        def register(make: Make) -> Make:
+            self.weights.append(weight)
+            self.makers.append(make)
+            return make
 
-def layer(weight: int) -> Callable[[Layer], Layer]:
-    """Register what makes a layer."""
+        return register
 
-    def register(make: Layer) -> Layer:
-        LAYERS.append((weight, make))
+    def draw(self, plan: Plan) -> Make:
+        """Draw one, and note its name."""
+        make: Make = plan.random.choices(self.makers, self.weights)[0]
+        plan.names.append(make.__name__)
         return make
 
-    return register
+
+# ---------------------------------------------------------------------- layers
+
+layer = Choice[Callable[[Plan, str], Function]]()
 
 
 @layer(3)
@@ -471,7 +483,7 @@ def catching(plan: Plan, name: str) -> Function:
 @layer(2)
 def delegating(plan: Plan, name: str) -> Function:
     plan.effect(marking(name))
-    other = some_layer(plan, f"{name}+")
+    other = layer.draw(plan)(plan, f"{name}+")
 
     async def delegating(conn: Connection) -> Flow:
         with plan.life(name):
@@ -617,28 +629,9 @@ def misusing(plan: Plan, name: str) -> Function:
     return misusing
 
 
-def some_layer(plan: Plan, name: str) -> Function:
-    """Draw a layer."""
-    weights = [weight for weight, _ in LAYERS]
-    make = plan.random.choices([make for _, make in LAYERS], weights)[0]
-    plan.names.append(make.__name__)
-    return make(plan, name)
-
-
 # ---------------------------------------------------------------------- inner apps
 
-App = Callable[[Plan], ASGIApp]
-APPS: list[tuple[int, App]] = []
-
-
-def app(weight: int) -> Callable[[App], App]:
-    """Register what makes an inner app."""
-
-    def register(make: App) -> App:
-        APPS.append((weight, make))
-        return make
-
-    return register
+app = Choice[Callable[[Plan], ASGIApp]]()
 
 
 def some_chunks(plan: Plan) -> list[bytes]:
@@ -994,14 +987,6 @@ def hinting(plan: Plan) -> ASGIApp:
     return hinting
 
 
-def some_app(plan: Plan) -> ASGIApp:
-    """Draw an inner app."""
-    weights = [weight for weight, _ in APPS]
-    make = plan.random.choices([make for _, make in APPS], weights)[0]
-    plan.names.append(make.__name__)
-    return make(plan)
-
-
 # ---------------------------------------------------------------------- the scenarios
 
 
@@ -1015,10 +1000,10 @@ def draw(world: World, *, fused: bool | None = None) -> tuple[Plan, ASGIApp]:
     plan.chunks = some_chunks(plan)
     plan.request = b"".join(plan.chunks)
     count = plan.random.choice((1, 1, 2, 2, 3, 4))
-    functions = [some_layer(plan, name) for name in "abcd"[:count]]
+    functions = [layer.draw(plan)(plan, name) for name in "abcd"[:count]]
     if set(plan.names) == {"aside"}:  # `pushing` needs a layer that is there
         functions.append(waiting(plan, "e"))
-    inner = some_app(plan)
+    inner = app.draw(plan)(plan)
     apart = [plan.chance(0.5) for _ in functions]
     stack = world.app(inner) if plan.wrapped else inner
     for function, nests in zip(reversed(functions), apart, strict=True):

@@ -167,6 +167,17 @@ def test_the_grid_measures_what_every_target_needs(tmp_path):
     assert {"httpmw", "starlette", "anyio", "trio", "uvloop"} == set(found["about"]["versions"])
 
 
+def test_every_other_benchmark_has_the_figures_of_its_targets():
+    """
+    A target that does not rest on the grid finds its figure in what was measured last.
+    """
+    summary = report.summary()
+    others = [target for target in targets.TARGETS if target.benchmark != "grid"]
+
+    assert {"stack", "budget", "memory", "servers"} == {target.benchmark for target in others}
+    assert [] == [target.says for target in others if target.measured(summary) is None]
+
+
 def test_every_series_has_the_arms_of_its_targets():
     """
     What the targets need is a part of the whole grid.

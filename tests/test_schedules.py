@@ -42,6 +42,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+async def noting(
+    chunks: AsyncIterator[bytes], ended: list[type[BaseException]]
+) -> AsyncIterator[bytes]:
+    """Pass chunks on, and note with what it is ended."""
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except BaseException as error:
+        ended.append(type(error))
+        raise
+
+
 async def upper(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Pass chunks on in capitals."""
     async for chunk in chunks:
@@ -79,17 +91,9 @@ async def test_cancelled_as_the_app_returns_in_a_body_that_is_transformed(fused:
     """The same where a transform waits for the rest of the body."""
     ended: list[type[BaseException]] = []
 
-    async def transform(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in chunks:
-                yield chunk
-        except BaseException as error:
-            ended.append(type(error))
-            raise
-
     async def mw(conn: Connection) -> Flow:
         response = yield
-        response.body_iterator = transform(response.body_iterator)
+        response.body_iterator = noting(response.body_iterator, ended)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(start())
@@ -217,16 +221,8 @@ async def test_request_transform_whose_receive_was_cancelled(fused: bool) -> Non
     """A transform that waits for a message is ended with `GeneratorExit`, on every Python."""
     ended: list[type[BaseException]] = []
 
-    async def transform(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in chunks:
-                yield chunk
-        except BaseException as error:
-            ended.append(type(error))
-            raise
-
     async def mw(conn: Connection) -> Flow:
-        conn.body_iterator = transform(conn.body_iterator)
+        conn.body_iterator = noting(conn.body_iterator, ended)
         yield
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -243,7 +239,7 @@ async def test_request_transform_whose_receive_was_cancelled(fused: bool) -> Non
 
 def test_schedule_of_the_world_reaches_every_layer() -> None:
     """The plans that are drawn have every kind of layer and every kind of inner app."""
-    from tests.scenarios import APPS, LAYERS, draw
+    from tests.scenarios import app, draw, layer
 
     seen: set[str] = set()
 
@@ -251,4 +247,4 @@ def test_schedule_of_the_world_reaches_every_layer() -> None:
         seen.update(draw(world)[0].names)
 
     explore(scenario, seeds=500)
-    assert seen == {make.__name__ for _, make in [*LAYERS, *APPS]}
+    assert seen == {make.__name__ for make in [*layer.makers, *app.makers]}

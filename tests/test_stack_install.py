@@ -200,7 +200,7 @@ async def test_neighbours_are_fused_in_an_application() -> None:
 
     adapter = stack._chain.late_app
     assert isinstance(adapter, HTTPMiddleware)
-    assert len(adapter._functions) == 2
+    assert len(adapter._httpmw[0]) == 2
 
 
 async def test_a_build_that_began_before_install(make: Make) -> None:
@@ -456,15 +456,23 @@ class Instrumentor:
         app.middleware_stack = app.build_middleware_stack()
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "installed first"])
-async def test_an_instrumentation_that_overrides_the_build(make: Make, first: bool) -> None:
-    """It finds what it looks for, stands around the layers, and can be taken back."""
+@pytest.fixture(params=["instrumented first", "installed first"])
+def instrumented(make: Make, request: pytest.FixtureRequest) -> tuple[Any, MiddlewareStack]:
+    """An application that has both, and its stack."""
     app = make(mark("a"))
-    if first:
+    if request.param == "instrumented first":
         Instrumentor.instrument(app)
     stack = MiddlewareStack.install(app)
-    if not first:
+    if request.param == "installed first":
         Instrumentor.instrument(app)
+    return app, stack
+
+
+async def test_an_instrumentation_that_overrides_the_build(
+    instrumented: tuple[Any, MiddlewareStack],
+) -> None:
+    """It finds what it looks for, stands around the layers, and can be taken back."""
+    app, stack = instrumented
     made = Mark.made
     stack.add(generator)
     assert await marks(app) == ["instrumentation", "generator", "a"]
@@ -744,15 +752,11 @@ async def test_after_uninstall_a_stack_is_not_edited(make: Make) -> None:
     assert await marks(app) == ["generator", "a"]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "installed first"])
-async def test_uninstall_leaves_an_override_of_the_build(make: Make, first: bool) -> None:
+async def test_uninstall_leaves_an_override_of_the_build(
+    instrumented: tuple[Any, MiddlewareStack],
+) -> None:
     """What somebody has put before the build of the class stays, and can be taken back."""
-    app = make(mark("a"))
-    if first:
-        Instrumentor.instrument(app)
-    stack = MiddlewareStack.install(app)
-    if not first:
-        Instrumentor.instrument(app)
+    app, stack = instrumented
     stack.uninstall()
 
     assert await marks(app) == ["instrumentation", "a"]

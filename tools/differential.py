@@ -342,14 +342,9 @@ def outcome(
     """
     script = Script.draw(seed)
     wire = Wire(script, repeats=repeats)
-    asgi = (
-        {"version": "3.0"}
-        if script.spec is None
-        else {
-            "version": "3.0",
-            "spec_version": script.spec,
-        }
-    )
+    asgi = {"version": "3.0"}
+    if script.spec is not None:
+        asgi["spec_version"] = script.spec
     scope: Scope = {
         "type": "http",
         "asgi": asgi,

@@ -39,7 +39,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
-from tests.harness import Chunks, PassThrough
+from tests.harness import Chunks, PassThrough, passing, waiting
 
 STEP = 10_000  # requests between two looks
 ALIVE = {
@@ -57,21 +57,10 @@ class Planned(Exception):  # noqa: N818 - no error of anybody's
 # ---------------------------------------------------------------------- layers
 
 
-async def passing(conn: Connection) -> Flow:
-    """Do nothing."""
-    yield
-
-
 async def header(conn: Connection) -> Flow:
     """Set a header."""
     response = yield
     response.headers["x-layer"] = "1"
-
-
-async def waiting(conn: Connection) -> Flow:
-    """Wait for the end."""
-    response = yield
-    yield response
 
 
 async def slow(conn: Connection) -> Flow:
@@ -455,7 +444,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--seed", type=int, default=0)
-    return anyio.run(measure, parser.parse_args(), backend=parser.parse_args().backend)
+    options = parser.parse_args()
+    return anyio.run(measure, options, backend=options.backend)
 
 
 if __name__ == "__main__":

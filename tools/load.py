@@ -89,7 +89,8 @@ class Load:
         Ask for one thing after the other until *end*.
         """
         while time.monotonic() < end:
-            [(kind, ask)] = self.chance.choices(list(KINDS), WEIGHTS)
+            [ask] = self.chance.choices(list(KINDS), WEIGHTS)
+            kind = ask.__name__
             name = f"{kind}-{next(self.names)}"
             leaving = self.chance.random() < LEAVING
             try:
@@ -305,18 +306,18 @@ async def failing(load: Load, name: str) -> None:
 
 
 Ask = Callable[[Load, str], Awaitable[None]]
-KINDS: dict[tuple[str, Ask], int] = {
-    ("plain", plain): 25,
-    ("head", head): 3,
-    ("stream", stream): 20,
-    ("endless", endless): 3,
-    ("file", file): 8,
-    ("upload", upload): 15,
-    ("unread", unread): 4,
-    ("replaced", replaced): 8,
-    ("answered", answered): 5,
-    ("rescued", rescued): 5,
-    ("failing", failing): 1,
+KINDS: dict[Ask, int] = {
+    plain: 25,
+    head: 3,
+    stream: 20,
+    endless: 3,
+    file: 8,
+    upload: 15,
+    unread: 4,
+    replaced: 8,
+    answered: 5,
+    rescued: 5,
+    failing: 1,
 }
 WEIGHTS = list(KINDS.values())
 

@@ -43,7 +43,6 @@ SUITE = [
 # Event loop, first seed and number of the schedules before and after the suite.
 BEFORE = [("asyncio", 0, 8_000), ("trio", 0, 1_000)]
 AFTER = [("asyncio", 8_000, 34_000), ("trio", 1_000, 7_000)]
-SCHEDULES = sum(count for *_, count in BEFORE + AFTER)
 SECONDS = 1800  # that nothing takes
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
-from benchmarks.svg import COLOURS, FAINT, GROUND, INK, SPACE
+from benchmarks.svg import COLOURS, FAINT, GROUND, INK, drawing, ground, on_both, text
 
 FOLDER = Path(__file__).parent.parent / "docs" / "img"
 WIDTH = 640
@@ -32,21 +31,7 @@ HEAD = (
 
 
 def picture(title: str, height: float, parts: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            f'<svg xmlns="{SPACE}" viewBox="0 0 {WIDTH} {height:.0f}" role="img">',
-            f"<title>{escape(title)}</title>",
-            f"<style>\n{STYLE}\n</style>",
-            HEAD,
-            f'<rect class="ground" width="{WIDTH}" height="{height:.0f}" rx="8"/>',
-            *parts,
-            "</svg>\n",
-        ]
-    )
-
-
-def text(x: float, y: float, words: str, kind: str = "") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
+    return drawing(title, WIDTH, height, STYLE, [HEAD, ground(WIDTH, height), *parts])
 
 
 def box(x: float, y: float, width: float, height: float, colour: str) -> str:
@@ -84,10 +69,7 @@ STYLE = f"""text {{ font: 14px system-ui, sans-serif; }}
 .line {{ fill: none; stroke-width: 1.5; marker-end: url(#head); }}
 .back {{ stroke-dasharray: 5 4; }}
 .life {{ stroke-width: 1.5; }}
-{style(0)}
-@media (prefers-color-scheme: dark) {{
-{style(1)}
-}}"""
+{on_both(style)}"""
 
 
 # ---------------------------------------------------------------------- one function

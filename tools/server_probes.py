@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 from starlette.types import Message, Receive, Scope, Send
 
-from httpmw import Connection, Flow, HTTPMiddleware
+from tests.harness import body, passing, stack, waiting
 
 PATIENCE = 8
 # How long something has to stay away to be called missing.
@@ -82,13 +82,6 @@ def start(status: int = 200, *headers: tuple[bytes, bytes], **keys: Any) -> Mess
     Return a response start.
     """
     return {"type": "http.response.start", "status": status, "headers": list(headers), **keys}
-
-
-def body(data: bytes = b"", *, more: bool = False) -> Message:
-    """
-    Return a body message.
-    """
-    return {"type": "http.response.body", "body": data, "more_body": more}
 
 
 async def to_the_end(run: Probe) -> bytes:
@@ -389,21 +382,6 @@ async def shutdown(run: Probe) -> None:
         raise
 
 
-async def passing(conn: Connection) -> Flow:  # noqa: ARG001 - it does nothing
-    """
-    Do nothing, and be over at the response start.
-    """
-    yield
-
-
-async def waiting(conn: Connection) -> Flow:  # noqa: ARG001 - it does nothing
-    """
-    Do nothing, and wait until everything is over.
-    """
-    response = yield
-    yield response
-
-
 async def run_probe(scope: Scope, receive: Receive, send: Send) -> None:
     """
     Run the probe that the path names.
@@ -417,7 +395,7 @@ async def run_probe(scope: Scope, receive: Receive, send: Send) -> None:
         run.over.set()
 
 
-INSIDE = HTTPMiddleware(HTTPMiddleware(run_probe, dispatch=waiting), dispatch=passing)
+INSIDE = stack(run_probe, passing, waiting, fused=True)
 
 
 async def answer(send: Send, value: Any) -> None:

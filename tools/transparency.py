@@ -23,29 +23,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from httpmw import Connection, Flow, HTTPMiddleware, compat
+from httpmw import HTTPMiddleware, compat
 from httpmw.testing import TransparencyReport, check_transparent
+from tests.harness import passing, waiting
 
 PAGE = Path(__file__).parent.parent / "docs" / "comparison.md"
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of the table -->)", re.DOTALL)
 # Objects are others in each run, and how many runs there are is not the point.
 OBJECT = re.compile(r"<[^<>]* [^<>]*>")
 MORE = re.compile(r", and \d+ more\)$")
-
-
-async def passing(conn: Connection) -> Flow:  # noqa: ARG001 - it does nothing
-    """
-    Do nothing, and be over at the response start.
-    """
-    yield
-
-
-async def waiting(conn: Connection) -> Flow:  # noqa: ARG001 - it does nothing
-    """
-    Do nothing, and wait until everything is over.
-    """
-    response = yield
-    yield response
 
 
 async def dispatch(

@@ -101,6 +101,15 @@ def stream(*chunks: bytes) -> list[Message]:
     return [start(), *(body(chunk, more=True) for chunk in chunks), body()]
 
 
+async def flush(run: Run, messages: Sequence[Message]) -> None:
+    arrived = []
+    for message in messages:
+        await run.send(message)
+        await settle()
+        arrived.append(len(run.server.sent))
+    run.notes["messages at the server after each that was sent"] = arrived
+
+
 @case("plain response")
 async def plain(run: Run) -> None:
     await run.send(start(201, [TEXT, (b"content-length", b"5")]), body(b"plain"))
@@ -114,12 +123,7 @@ async def streamed(run: Run) -> None:
 @case("stream with an empty chunk")
 async def empty_chunk(run: Run) -> None:
     # As a stream says that it is alive.
-    arrived = []
-    for message in stream(b"", b"first", b"", b"second"):
-        await run.send(message)
-        await settle()
-        arrived.append(len(run.server.sent))
-    run.notes["messages at the server after each that was sent"] = arrived
+    await flush(run, stream(b"", b"first", b"", b"second"))
 
 
 @case("stream from a child task")
@@ -295,12 +299,7 @@ async def idle(run: Run) -> None:
 
 @case("chunks are not held back")
 async def flushed(run: Run) -> None:
-    arrived = []
-    for message in stream():
-        await run.send(message)
-        await settle()
-        arrived.append(len(run.server.sent))
-    run.notes["messages at the server after each that was sent"] = arrived
+    await flush(run, stream())
 
 
 @case("a slow client holds the app back", slow=True)
@@ -327,14 +326,9 @@ async def upload(run: Run) -> None:
     await run.send(start(), body(b"read"))
 
 
+@case("request keys of a later version", method="POST", body=b"all of it", keys={"later": 1})
 @case("request body of one message", method="POST", body=b"all of it")
 async def short_upload(run: Run) -> None:
-    run.notes["the app received"] = await run.receive()
-    await run.send(start(), body(b"read"))
-
-
-@case("request keys of a later version", method="POST", body=b"all of it", keys={"later": 1})
-async def later_keys(run: Run) -> None:
     run.notes["the app received"] = await run.receive()
     await run.send(start(), body(b"read"))
 

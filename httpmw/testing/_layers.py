@@ -181,5 +181,5 @@ def _made(mw: Any, app: ASGIApp) -> Any:
 
 def _function(mw: Any) -> Dispatch:
     if isinstance(mw, HTTPMiddleware):
-        mw = mw._functions[0]  # noqa: SLF001 - with its `when`
+        mw = mw._httpmw[0][0]  # noqa: SLF001 - with its `when`
     return cast(Dispatch, mw)

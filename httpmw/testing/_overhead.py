@@ -350,7 +350,6 @@ def _tracing() -> Iterator[None]:
     # What the collector frees would be taken for what the middleware frees.
     was_enabled = gc.isenabled()
     was_tracing = tracemalloc.is_tracing()
-    gc.collect()
     gc.disable()
     if not was_tracing:
         tracemalloc.start()

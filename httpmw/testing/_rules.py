@@ -100,18 +100,20 @@ class Conversation:
         """
         The app sends *message*: give the rule it breaks, or take note of it.
         """
-        broken = self.broken(SEND, message) or self.broken(message["type"], message)
-        if broken is None:
-            self.sent(message)
-        return broken
+        return self._noted(SEND, message, self.sent)
 
     def receiving(self, message: Any) -> ASGIViolation | None:
         """
         The server gives *message*: give the rule it breaks, or take note of it.
         """
-        broken = self.broken(RECEIVE, message) or self.broken(message["type"], message)
+        return self._noted(RECEIVE, message, self.received)
+
+    def _noted(
+        self, event: str, message: Any, note: Callable[[Message], None]
+    ) -> ASGIViolation | None:
+        broken = self.broken(event, message) or self.broken(message["type"], message)
         if broken is None:
-            self.received(message)
+            note(message)
         return broken
 
     def sent(self, message: Message) -> None:
@@ -212,7 +214,7 @@ def is_int(value: object) -> bool:
 
 def _name(app: object) -> str:
     if isinstance(app, HTTPMiddleware):
-        return f"{place(app._functions[0])}, or by what is inside of it"  # noqa: SLF001
+        return f"{place(app._httpmw[0][0])}, or by what is inside of it"  # noqa: SLF001
     return place(app)
 
 

@@ -121,11 +121,10 @@ def watching() -> Iterator[Watch]:
     Switch the garbage collector to one run at a time, and listen for what it complains about.
     """
     watch = Watch()
-    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count()
+    was_enabled = gc.isenabled()
     hook, sys.unraisablehook = sys.unraisablehook, watch.unraisable
     gc.disable()
-    gc.collect()
-    gc.freeze()  # so that a collection costs what the run has made, and no more
+    gc.freeze()  # so that a collection costs what the run has made, and finds nothing older
     try:
         with warnings.catch_warnings():
             # "coroutine ... was never awaited"
@@ -133,8 +132,9 @@ def watching() -> Iterator[Watch]:
             yield watch
     finally:
         sys.unraisablehook = hook
-        if not was_frozen:
-            gc.unfreeze()
+        # All of it, as Python 3.12 begins with objects that are frozen: what the runs have left
+        # there would never be freed, nor found by `gc.get_referrers()`.
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 

@@ -99,7 +99,6 @@ class Server(Sent):
         self.is_head = method == "HEAD"
         self.violations: list[ASGIViolation] = []
         self.error: BaseException | None = None
-        # How often `receive` was called, and how many calls of it were open at the same time.
         self.receives = 0
         self.most_receivers = 0
 

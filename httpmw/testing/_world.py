@@ -37,6 +37,7 @@ SPECS: Final[tuple[str | None, ...]] = (None, "2.1", "2.3", "2.4", "2.5")
 
 FaultKind: TypeAlias = Literal["disconnect", "cancellation", "error"]
 Place: TypeAlias = Literal["app", "server", "pause", "step"]
+_Expected: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class InjectedError(Exception):
@@ -246,7 +247,7 @@ class World:
         visit = _Request(self, app, Server(**options))
         self._requests.append(visit)
         await visit.run(leaves_at)
-        visit.check(_as_tuple(expect), complete=complete)
+        visit.check(expect, complete=complete)
         return visit.server
 
     def _report(self) -> None:
@@ -410,7 +411,7 @@ class _Request:
 
     # What must hold when it is over.
 
-    def check(self, expect: tuple[type[BaseException], ...], *, complete: bool) -> None:
+    def check(self, expect: _Expected, *, complete: bool) -> None:
         world = self.world
         complaints = world._complaints
         error = self.error
@@ -433,7 +434,7 @@ class _Request:
         finally:
             error = None
 
-    def _is_expected(self, error: BaseException, expect: tuple[type[BaseException], ...]) -> bool:
+    def _is_expected(self, error: BaseException, expect: _Expected) -> bool:
         if isinstance(error, BaseExceptionGroup):
             return all(self._is_expected(each, expect) for each in error.exceptions)
         if error is self.world.error or isinstance(error, expect):
@@ -444,10 +445,6 @@ class _Request:
             return True
         # Starlette wraps what comes after the start in a RuntimeError.
         return error.__cause__ is not None and self._is_expected(error.__cause__, expect)
-
-
-def _as_tuple(expect: Any) -> tuple[type[BaseException], ...]:
-    return expect if isinstance(expect, tuple) else (expect,)
 
 
 def _cut_off() -> tuple[type[BaseException], ...]:
