@@ -86,7 +86,7 @@ class HTTPMiddleware(Adapter):
         return _unchanged()
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in {"_functions", "_inner"}:
+        if name == "_httpmw":
             raise _errors.not_initialised(type(self))
         msg = f"{type(self).__name__!r} object has no attribute {name!r}"
         raise AttributeError(msg)

@@ -304,11 +304,12 @@ class Progress:
 
     def count(self, message: Message) -> None:
         kind = message["type"]
-        if self._head:
-            pass
-        elif kind == "http.response.body":
-            self.bytes_sent += len(message.get("body", b""))
-        elif kind in _BODY:
+        if kind == "http.response.body":  # nearly always: so without a further call
+            if not self._head:
+                self.bytes_sent += len(message.get("body", b""))
+            self.complete = not self._trailers and not message.get("more_body")
+            return
+        if kind in _BODY and not self._head:
             self.bytes_sent += message.get("size") or _file_size(message)
         self.complete = is_last(message, trailers=self._trailers)
 

@@ -56,7 +56,7 @@ class Connection(Request):
         super().__init__(scope, receive, send)
 
     @classmethod
-    def of(cls, exchange: Exchange) -> Connection:
+    def _of(cls, exchange: Exchange) -> Connection:
         """
         The connection of one layer of *exchange*.
         """

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+from types import FrameType
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -96,6 +98,28 @@ def place(subject: object) -> str:
         if code is not None:
             return f"{code.co_qualname!r} ({code.co_filename}:{code.co_firstlineno})"
     return repr(subject)
+
+
+def _caller() -> str:
+    """
+    Name the function that has called into httpmw, and where it did.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _package(frame) in _WITHIN:
+        frame = frame.f_back
+    if frame is None or _package(frame).partition(".")[0] in _LOOPS:
+        return "a middleware function"
+    code = frame.f_code
+    return f"{code.co_qualname!r} ({code.co_filename}:{frame.f_lineno})"
+
+
+# `conn.form()` comes here by way of Starlette; and a task of its own has nobody further out.
+_WITHIN = (__package__, "starlette")
+_LOOPS = ("asyncio", "trio", "anyio")
+
+
+def _package(frame: FrameType) -> str:
+    return frame.f_globals.get("__package__") or ""
 
 
 # Mistakes in a layer's making.
@@ -293,7 +317,7 @@ def not_held(flow: object, exc: BaseException) -> MiddlewareError:
 
 def too_late(what: str) -> MiddlewareError:
     return MiddlewareError(
-        f"{what} was called after the inner app was run, where it has no effect.\n"
+        f"{_caller()} called {what} after the inner app was run, where it has no effect.\n"
         "Call it before `response = yield`."
     )
 
@@ -308,31 +332,32 @@ def transform_cancelled() -> MiddlewareError:
 
 def request_body_taken() -> MiddlewareError:
     return MiddlewareError(
-        "the request body was already read by the inner app, so it cannot be read any more.\n"
+        f"{_caller()} cannot read the request body any more: the inner app has begun to.\n"
         "Read it before the yield: `body = await conn.body()`; the inner app still gets it."
     )
 
 
 def body_not_read() -> BodyNotRead:
     return BodyNotRead(
-        "the body of this response has not been read: it is still to be produced.\n"
+        f"{_caller()} looked at the body of a response that has not been read: it is still to be "
+        "produced.\n"
         "Write `body = await response.read()` first."
     )
 
 
 def response_body_gone() -> MiddlewareError:
     return MiddlewareError(
-        "the body of this response was already sent or replaced, so it cannot be read or "
-        "changed any more.\n"
+        f"{_caller()} cannot read or change the body of this response any more: it was already "
+        "sent or replaced.\n"
         "Do it between `response = yield` and the end of the function (or `yield response`)."
     )
 
 
 def own_task() -> MiddlewareError:
     return MiddlewareError(
-        "a body was read from a task of its own (`create_task`, `gather`, a task group, or "
-        "`asyncio.wait_for` on Python 3.11); the inner app produces it only while the middleware "
-        "function itself waits for it.\n"
+        f"{_caller()} read a body from a task of its own (`create_task`, `gather`, a task group, "
+        "or `asyncio.wait_for` on Python 3.11); the inner app produces it only while the "
+        "middleware function itself waits for it.\n"
         "Write `await response.read()` or `async for chunk in response.body_iterator` directly; "
         "for a time limit `async with asyncio.timeout(seconds)`."
     )

@@ -19,8 +19,9 @@
 # `waiting` is empty when the start is sent, and one source at a time is not discarded.
 # Rule 3: a source learns of a disconnect only while none of its messages is being worked on;
 # otherwise its listener would cancel the very task that runs the middleware.
-# Rule 4: fused layers are told from nested ones by nothing but speed. Where the order of two
-# things is in doubt, it is the order that nested adapters would have.
+# Rule 4: fused layers are told from nested ones by nothing but speed; the few plans in which they
+# are told by more are in docs/limits.md. Where the order of two things is in doubt, it is the order
+# that nested adapters would have.
 # Rule 5: an exception is handed on as the object it is, with the traceback it had.
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ _get_hooks: Final = sys.get_asyncgen_hooks
 _set_hooks: Final = sys.set_asyncgen_hooks
 _LOOK_AHEAD: Final = 16  # messages
 Function: TypeAlias = Callable[[Connection], Any]
+# Middleware functions, the outermost first, and the app that they are around.
+Layers: TypeAlias = tuple[tuple[Function, ...], ASGIApp]
 
 
 class Tail:
@@ -87,24 +90,25 @@ class Adapter:
     Middleware functions around an inner app.
     """
 
-    _functions: tuple[Function, ...]
-    _inner: ASGIApp
+    # By a name that no subclass has for something else.
+    _httpmw: Layers
 
     def take(self, functions: tuple[Function, ...], app: ASGIApp) -> None:
         """
         Put *functions* around *app*, and take over those of neighbouring layers.
         """
-        neighbours, self._inner = fused(app)
-        self._functions = (*functions, *neighbours)
+        neighbours, inner = fused(app)
+        self._httpmw = (*functions, *neighbours), inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
         Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
         """
+        functions, app = self._httpmw
         if scope["type"] != "http":
-            await self._inner(scope, receive, send)
+            await app(scope, receive, send)
             return
-        exchange = _begin(self._inner, scope, receive, send)
+        exchange = _begin(app, scope, receive, send)
         failure: BaseException | None = None
         try:
             # Inward: the first step of each flow.
@@ -119,9 +123,9 @@ class Adapter:
             # life. The hook is looked at when `asend` is called, not when it is awaited, so that
             # no code of the user's runs without it.
             hook = _get_hooks().firstiter
-            rest = iter(self._functions)
+            rest = iter(functions)
             for function in rest:
-                conn = _new(Connection)  # what `Connection.of` does, without the call
+                conn = _new(Connection)  # what `Connection._of` does, without the call
                 conn.scope = exchange.scope  # further in it may be another one
                 conn._exchange = exchange
                 incoming = exchange.incoming
@@ -167,7 +171,7 @@ class Adapter:
                 if held != scopes:
                     failure = await exchange.scope_held(scopes)
                 elif not waiting:  # every layer stepped aside
-                    await self._inner(scope, receive, send)
+                    await app(scope, receive, send)
                     return
                 else:
                     exchange.entered = True
@@ -194,20 +198,17 @@ class Adapter:
                 failure = None  # it holds this frame: do not hold it in turn
 
 
-# How to take over the functions of a neighbouring layer, so that one adapter drives them all, and
-# what is inside of it. By its `__call__`: a class that overrides it is left alone.
-FUSED: Final[dict[Any, Callable[[Any], tuple[tuple[Function, ...], ASGIApp]]]] = {
-    Adapter.__call__: lambda layer: (layer._functions, layer._inner),
-}
-
-
-def fused(app: ASGIApp) -> tuple[tuple[Function, ...], ASGIApp]:
+def fused(app: Any) -> Layers:
     """
     Give the functions of the neighbouring layers that *app* is made of, and what is inside of them.
     """
     _context.find_states()
-    take_over = FUSED.get(getattr(type(app), "__call__", None))  # noqa: B004 - which one it is
-    return ((), app) if take_over is None else take_over(app)
+    # A class that overrides `__call__` is left alone.
+    return app._httpmw if runs_as_adapter(app) else ((), app)
+
+
+def runs_as_adapter(app: object) -> bool:
+    return getattr(type(app), "__call__", None) is Adapter.__call__  # noqa: B004 - which one it is
 
 
 class Exchange(Outbound):
@@ -264,12 +265,6 @@ class Exchange(Outbound):
     def exchange(self) -> Exchange:
         return self
 
-    def open_scopes(self) -> Any:
-        """
-        A fingerprint of the scopes that the task, the running one, holds open.
-        """
-        return open_scopes(self.task)
-
     # ------------------------------------------------------------------ the way inward
 
     def enclose(self, *functions: Function) -> None:
@@ -298,7 +293,7 @@ class Exchange(Outbound):
         while True:
             flow = self.waiting.pop()
             error = await self.misuse(flow, _errors.open_scope(flow))
-            if not self.waiting or not self.open_scopes() != scopes:  # noqa: SIM202
+            if not self.waiting or not open_scopes(self.task) != scopes:  # noqa: SIM202
                 return error
 
     async def raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
@@ -322,20 +317,24 @@ class Exchange(Outbound):
         mistake = not_a_new_response(self.waiting[-1], value)
         if mistake is not None:
             return await self.misuse(self.waiting.pop(), mistake)
-        if self.open_scopes() != scopes:
+        if open_scopes(self.task) != scopes:
             return await self.scope_held(scopes)
         self.entered = True
-        tail = self.add_tail(self.waiting.pop())
-        if self.waiting or self.incoming is not None:
+        if len(self.waiting) > 1 or self.incoming is not None:
+            tail = self.add_tail(self.waiting.pop())
             tail.failure = await Replacement(self, tail).run(value)
             return None
+        failure: BaseException | None = None
         try:  # nobody further out wants to see it
             await value(self.scope, self._server_receive, self.server_send)
         except GeneratorExit:
             raise
         except BaseException as exc:
-            tail.failure = exc
-        return None
+            failure = exc
+        try:
+            return await self._resume(self.waiting.pop(), failure)
+        finally:
+            failure = None  # it holds this frame: do not hold it in turn
 
     # ------------------------------------------------------------------ the end
 
@@ -404,7 +403,7 @@ class Exchange(Outbound):
             if exc is failure or _wrapped_stop(exc, failure):
                 failure.__traceback__ = traceback
                 return failure
-            response, exc_or_none = await self.answer(Connection.of(self), exc)
+            response, exc_or_none = await self.answer(Connection._of(self), exc)
             if response is None:
                 return exc_or_none
             flow_or_none = None
@@ -454,8 +453,16 @@ class Exchange(Outbound):
             self._close_book(tail, response)
             if response._outcome is None:
                 failure = await self._find_outcome(response, failure)
+        return await self._resume(flow, failure, tail.cancellation)
+
+    async def _resume(
+        self, flow: AnyFlow, failure: BaseException | None, answered: BaseException | None = None
+    ) -> BaseException | None:
+        """
+        Come back to a flow that has sent a response; a cancellation *answered* by it goes on.
+        """
         traceback = None if failure is None else failure.__traceback__
-        owed = _context.cancellations(self.task)
+        owed = 0 if failure is None else _context.cancellations(self.task)
         try:
             if failure is None:
                 await flow.asend(None)
@@ -464,7 +471,9 @@ class Exchange(Outbound):
         except GeneratorExit:
             raise
         except StopAsyncIteration:
-            return failure if self._is_owed(failure, owed) else tail.cancellation
+            if failure is not None and self._is_owed(failure, owed):
+                return failure
+            return answered
         except BaseException as exc:
             if failure is not None and (exc is failure or _wrapped_stop(exc, failure)):
                 failure.__traceback__ = traceback
@@ -474,7 +483,7 @@ class Exchange(Outbound):
         error.__cause__ = failure
         return await self.misuse(flow, error)
 
-    def _is_owed(self, failure: BaseException | None, owed: int) -> bool:
+    def _is_owed(self, failure: BaseException, owed: int) -> bool:
         """
         Whether *failure* is a cancellation that goes on although a flow swallowed it.
         """

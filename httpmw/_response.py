@@ -244,7 +244,7 @@ class AppResponse(Response):
 
     @body_iterator.setter
     def body_iterator(self, iterator: Any) -> None:
-        self.take_body(self, iterator, self.charset)
+        self._take_body(self, iterator, self.charset)
         self._bytes = self._chunks = None
         self._set_length(None)
 
@@ -323,7 +323,7 @@ class AppResponse(Response):
         status = self.status_code
         return self._outbound.is_head or status < 200 or status in (204, 205, 304)  # noqa: PLR2004
 
-    def take_body(self, response: AppResponse, iterator: Any, charset: str) -> None:
+    def _take_body(self, response: AppResponse, iterator: Any, charset: str) -> None:
         """
         Send what *iterator* makes of the body of *response*.
         """
@@ -332,13 +332,13 @@ class AppResponse(Response):
         self._body = body = TransformedBody(inner, chunks, charset)
         self._outbound.exchange.add_transform(body)
 
-    def is_being_read(self) -> bool:
+    def _is_being_read(self) -> bool:
         """
         Whether somebody has begun to iterate over the body, and not come to its end.
         """
         return self._body is not None and self._body.in_use
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """
         Settle what is sent; nothing can be changed any more.
         """
@@ -357,7 +357,7 @@ class AppResponse(Response):
                 body.silent = True
                 body = body.inner
 
-    def outward(self) -> AppResponse:
+    def _outward(self) -> AppResponse:
         """
         The same response, as the next layer outward receives it.
         """
@@ -367,7 +367,7 @@ class AppResponse(Response):
         response._body = response._given_body = self._body
         return response
 
-    def start_message(self) -> Message:
+    def _start_message(self) -> Message:
         """
         The start that is sent: all that came with it, and what was changed.
         """

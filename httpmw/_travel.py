@@ -192,7 +192,7 @@ class Outbound(Driven):
     async def _drop(self, message: Message) -> None:
         if self.state is DRAINED:
             if message["type"] == "http.response.trailers":
-                await self.exchange.server_send(message)
+                await self.server_send(message)
                 return
         elif (
             message["type"] == "http.response.body"
@@ -215,7 +215,7 @@ class Outbound(Driven):
         if counted and message["type"] == "http.response.pathsend":
             noted = await sized(message)
         try:
-            await exchange.server_send(message)
+            await self.server_send(message)
         except BaseException as exc:
             if isinstance(exc, OSError):
                 # ASGI 2.4, "Disconnected Client": that is how a server tells it.
@@ -290,7 +290,7 @@ class Outbound(Driven):
         if self.plain and begun is None and not waiting:
             self.state = PASSING
             try:
-                await self.server_send(response.start_message())
+                await self.server_send(response._start_message())
             except BaseException as exc:
                 self._start_failed(exc)
                 raise
@@ -302,14 +302,8 @@ class Outbound(Driven):
                 await self.start(self._travel(response, begun), begun=begun is not None)
                 self._settle()
                 return
-            self.exchange.keep_variables()
-            try:
-                await self.server_send(response.start_message())
-            except BaseException as exc:
-                self._start_failed(exc)
-                raise
+            await self._send_start(response)
             self._let_pass()
-            self._note_start()
         finally:
             if self.paused:
                 self.exchange.on_hold = self
@@ -348,13 +342,7 @@ class Outbound(Driven):
                 else:
                     await self._replace(flow, response, value)
                     return
-        exchange.keep_variables()
-        try:
-            await self.server_send(response.start_message())
-        except BaseException as exc:
-            self._start_failed(exc)
-            raise
-        self._note_start()
+        await self._send_start(response)
         try:
             if response._body is not None:
                 await self._pump(response._body)
@@ -370,7 +358,7 @@ class Outbound(Driven):
         failure: BaseException | None = None
         try:
             assert exc is not None
-            response, failure = await exchange.answer(Connection.of(exchange), exc)
+            response, failure = await exchange.answer(Connection._of(exchange), exc)
             if response is None:
                 foreign = self.stepper is not exchange.task
                 raise self._fail(_context.explain(flow, failure, foreign=foreign))
@@ -399,9 +387,9 @@ class Outbound(Driven):
             return response
         tail = self.exchange.add_tail()
         tail.background = response.background
-        response.close()
+        response._close()
         tail.body = response._body
-        return response.outward()
+        return response._outward()
 
     def _wait(self, flow: AnyFlow, response: AppResponse) -> AppResponse:
         """
@@ -410,9 +398,9 @@ class Outbound(Driven):
         tail = self.exchange.add_tail(flow)
         tail.response = response
         tail.background = response.background
-        response.close()
+        response._close()
         tail.body = response._body
-        outward = response.outward()
+        outward = response._outward()
         response._progress = self._counted(outward)
         return outward
 
@@ -454,7 +442,7 @@ class Outbound(Driven):
             isinstance(value, StreamingResponse)
             and type(value).__call__ is StreamingResponse.__call__
             and type(value).stream_response is StreamingResponse.stream_response
-            and response.is_being_read()
+            and response._is_being_read()
         )
 
     def _streamed(
@@ -466,8 +454,8 @@ class Outbound(Driven):
             "headers": value.raw_headers,
         }
         given = AppResponse(self, start, value.status_code, Headers(list(value.raw_headers)))
-        given.take_body(response, value.body_iterator, value.charset)
-        given.close()
+        given._take_body(response, value.body_iterator, value.charset)
+        given._close()
         self._trailers = False
         self._cut = True
         tail = self.exchange.add_tail(flow)
@@ -475,8 +463,8 @@ class Outbound(Driven):
         tail.replaced = True
         tail.background = value.background
         tail.body = given._body
-        response.close()
-        outward = given.outward()
+        response._close()
+        outward = given._outward()
         response._progress = self._counted(outward)
         return outward
 
@@ -490,7 +478,7 @@ class Outbound(Driven):
         tail.answered = self.thrown
         self._replacer = tail
         self.exchange.keep_variables()
-        response.close()
+        response._close()
         if response._body is not None:
             response._body.drop()
         if value.background is not None:
@@ -527,9 +515,16 @@ class Outbound(Driven):
         else:
             self.state = DRAINED if self._trailers else DISCARDED
 
-    def _note_start(self) -> None:
+    async def _send_start(self, response: AppResponse) -> None:
+        exchange = self.exchange
+        exchange.keep_variables()
+        try:
+            await self.server_send(response._start_message())
+        except BaseException as exc:
+            self._start_failed(exc)
+            raise
         now = time.perf_counter()
-        for tail in self.exchange.tails:
+        for tail in exchange.tails:
             if tail.response is not None and tail.response._progress is not None:
                 tail.response._progress.started_at = now
 

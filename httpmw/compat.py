@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
 from ._call_next import begin
-from ._exchange import FUSED, Adapter, Function, fused
+from ._exchange import Adapter, Layers, runs_as_adapter
 
 if TYPE_CHECKING:
     from typing import Self
@@ -46,11 +46,8 @@ DispatchFunction: TypeAlias = Callable[[Request, RequestResponseEndpoint], Await
 What a dispatch function is.
 """
 
-# By its name: to look `__call__` up through the type takes longer than the rest of the call.
-_run: Final = Adapter.__call__
 
-
-class BaseHTTPMiddleware:
+class BaseHTTPMiddleware(Adapter):
     """
     Run a dispatch function around an ASGI app, in the place of Starlette's class of this name.
 
@@ -73,31 +70,13 @@ class BaseHTTPMiddleware:
         dispatch_func: The dispatch function.
     """
 
-    # By a name that no subclass has for something else.
-    _httpmw_adapter: _Adapter
-
     def __init__(self, app: ASGIApp, dispatch: DispatchFunction | None = None) -> None:
         self.app = app
         self.dispatch_func: DispatchFunction = self.dispatch if dispatch is None else dispatch
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """
-        Run the dispatch function around the inner app; other scopes than HTTP go straight to it.
-        """
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            adapter = self._httpmw_adapter
-        except AttributeError:  # the first request
-            adapter = self._httpmw_adapter = _Adapter(self)
-        if (
-            adapter.app is not self.app
-            or adapter.calls is not _calls
-            or (adapter.chain and adapter.is_stale())
-        ):
-            adapter = self._httpmw_adapter = _Adapter(self)
-        await _run(adapter, scope, receive, send)
+    @property
+    def _httpmw(self) -> Layers:  # type: ignore[override]  # pyrefly: ignore[bad-override]
+        return _adapter(self)._httpmw
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """
@@ -119,23 +98,35 @@ class BaseHTTPMiddleware:
 # set at any time, unless an `HTTPMiddleware` directly around it has taken it over. What drives it
 # is kept as long as that holds.
 
-# The `__call__` of every class whose layers become one with their neighbours.
-_calls: frozenset[Any] = frozenset({BaseHTTPMiddleware.__call__})
 
-
-def _fuses(app: Any) -> bool:
-    return getattr(type(app), "__call__", None) in _calls  # noqa: B004 - which one it is
+def _adapter(layer: Any) -> _Adapter:
+    """
+    Give what drives a layer, and those that it is directly around.
+    """
+    try:
+        adapter: _Adapter = layer._httpmw_adapter
+    except AttributeError:  # the first request
+        adapter = layer._httpmw_adapter = _Adapter(layer)
+    if (
+        adapter.app is not layer.app
+        or adapter.patch is not _patch
+        or (adapter.chain and adapter.is_stale())
+    ):
+        adapter = layer._httpmw_adapter = _Adapter(layer)
+    return adapter
 
 
 class _Adapter(Adapter):
     # What drives neighbouring layers, the given one outermost.
 
     def __init__(self, layer: Any) -> None:
+        # Of one kind: those of Starlette's class go their own way again when it is restored.
+        is_neighbour = _is_ours if isinstance(layer, BaseHTTPMiddleware) else _is_patched
         layers = [layer]
-        while _fuses(layers[-1].app):
+        while is_neighbour(layers[-1].app):
             layers.append(layers[-1].app)
         self.take(tuple(partial(begin, each) for each in layers), layers[-1].app)
-        self.calls = _calls
+        self.patch = _patch
         self.app = layer.app
         # The layers further in, each with what it is around.
         self.chain = [(each, each.app) for each in layers[1:]]
@@ -147,13 +138,13 @@ class _Adapter(Adapter):
         return any(layer.app is not app for layer, app in self.chain)
 
 
-def _taken_over(layer: Any) -> tuple[tuple[Function, ...], ASGIApp]:
-    # By an `HTTPMiddleware` further out, once and for all: so one layer, and what is inside of it.
-    functions, inner = fused(layer.app)
-    return (partial(begin, layer), *functions), inner
+def _is_ours(app: object) -> bool:
+    return isinstance(app, BaseHTTPMiddleware) and runs_as_adapter(app)
 
 
-FUSED[BaseHTTPMiddleware.__call__] = _taken_over
+def _is_patched(app: object) -> bool:
+    call = getattr(type(app), "__call__", None)  # noqa: B004 - which one it is
+    return _holders > 0 and call is _patched_call
 
 
 # ---------------------------------------------------------------------- Starlette's own class
@@ -218,28 +209,30 @@ def patch_starlette() -> StarlettePatch:
 _lock: Final = threading.Lock()
 # How many calls have not been taken back.
 _holders = 0
+# Another object each time that the class is patched or restored.
+_patch = object()
 # Starlette's own `__call__`.
 _starlette_call: Any = None
 
 
 async def _patched_call(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
     if _holders:
-        await BaseHTTPMiddleware.__call__(self, scope, receive, send)
+        await _adapter(self)(scope, receive, send)
     else:  # restored; but somebody has wrapped this function meanwhile, and calls it still
         await _starlette_call(self, scope, receive, send)
 
 
 def _put_in_place() -> None:
-    global _calls, _starlette_call  # noqa: PLW0603 - see above
+    global _patch, _starlette_call  # noqa: PLW0603 - see above
     _check_known()
     _starlette_call = base.BaseHTTPMiddleware.__call__
     base.BaseHTTPMiddleware.__call__ = _patched_call  # type: ignore[method-assign]
-    _calls |= {_patched_call}
+    _patch = object()
 
 
 def _put_back() -> None:
-    global _calls  # noqa: PLW0603 - see above
-    _calls -= {_patched_call}
+    global _patch  # noqa: PLW0603 - see above
+    _patch = object()
     if base.BaseHTTPMiddleware.__call__ is _patched_call:
         base.BaseHTTPMiddleware.__call__ = _starlette_call  # type: ignore[method-assign]
 

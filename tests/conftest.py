@@ -46,8 +46,9 @@ def inner_apps_are_checked(
 
     def checked(self: Adapter, *args: Any) -> None:
         original(self, *args)
-        if not isinstance(self._inner, ASGIChecker):
-            self._inner = ASGIChecker(self._inner, side="server", violations=VIOLATIONS)
+        functions, inner = self._httpmw
+        if not isinstance(inner, ASGIChecker):
+            self._httpmw = functions, ASGIChecker(inner, side="server", violations=VIOLATIONS)
 
     monkeypatch.setattr(Adapter, "take", checked)
     VIOLATIONS.clear()

@@ -743,11 +743,11 @@ async def test_unread_body() -> None:
         assert not hasattr(response, "body")
         with pytest.raises(MiddlewareError) as caught:
             _ = response.body
-        messages.append(str(caught.value))
+        messages.append(caught.value)
 
     await request(HTTPMiddleware(plain_inner(), dispatch=look))
 
-    assert "`body = await response.read()`" in messages[0]
+    explained(messages[0], look, "`body = await response.read()`")
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, 7, ["a"]], ids=["dict", "int", "list"])
@@ -827,8 +827,31 @@ async def test_body_after_the_response_was_sent(how: str, inner: Inner, layers: 
     server = await request(layers(inner, late))
 
     assert len(errors) == 1
-    assert "`response = yield`" in str(errors[0])
+    explained(errors[0], late, "`response = yield`")
     assert (server.body, server.complete) == (Inner.BODY, True)
+
+
+@pytest.mark.parametrize("what", ["fail_after", "replace_body", "body_iterator", "stream"])
+async def test_request_after_the_app_was_run(what: str, layers: Layers) -> None:
+    """What has an effect before the yield only is refused after it, by function and line."""
+    errors: list[MiddlewareError] = []
+
+    async def late(conn: Connection) -> Flow:
+        yield
+        with pytest.raises(MiddlewareError) as caught:
+            if what == "fail_after":
+                conn.fail_after(1)
+            elif what == "replace_body":
+                conn.replace_body(b"late")
+            elif what == "body_iterator":
+                conn.body_iterator = iter([])  # type: ignore[assignment]
+            else:
+                await anext(conn.stream())
+        errors.append(caught.value)
+
+    await request(layers(echo, late), body=b"body")
+
+    explained(errors[0], late, "yield")
 
 
 # -- a body read elsewhere -------------------------------------------------------------------
@@ -888,6 +911,9 @@ async def test_body_read_from_a_task_of_its_own(
 
     assert "task of its own" in str(error)
     assert "`await response.read()`" in str(error)
+    # Where the task runs nothing but `response.read()`, only the traceback knows who made it.
+    who = "iterate" if read is in_a_task_iterating else "a middleware function"
+    assert who in str(error).partition(" read a body ")[0]
     assert server.sent == []
 
 

@@ -509,8 +509,8 @@ def adapters(stack: MiddlewareStack) -> list[int]:
     inner: Any = stack.app
     while inner is not app:
         if isinstance(inner, HTTPMiddleware):
-            found.append(len(inner._functions))
-            inner = inner._inner
+            functions, inner = inner._httpmw
+            found.append(len(functions))
         else:
             inner = inner.app
     return found
