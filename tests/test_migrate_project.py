@@ -30,6 +30,15 @@ def run(**files: str) -> dict[str, Conversion]:
     }
 
 
+def passing(name: str) -> str:
+    """Give a class that does nothing but run the app."""
+    return (
+        f"{CLASS}class {name}(BaseHTTPMiddleware):\n"
+        "    async def dispatch(self, request, call_next):\n"
+        "        return await call_next(request)\n"
+    )
+
+
 def errors(conversion: Conversion) -> list[tuple[str, int]]:
     return [(each.code, each.line) for each in conversion.diagnostics if each.severity == "error"]
 
@@ -55,12 +64,7 @@ def test_registration_in_another_file() -> None:
 def test_base_class_in_another_file() -> None:
     """A class and its base are converted together, and only one of them changes its base."""
     done = run(
-        app__base=f"""
-            {CLASS}
-            class Base(BaseHTTPMiddleware):
-                async def dispatch(self, request, call_next):
-                    return await call_next(request)
-            """,
+        app__base=passing("Base"),
         app__mw="""
             from app.base import Base
 
@@ -78,12 +82,7 @@ def test_base_class_in_another_file() -> None:
 def test_family_is_left_together() -> None:
     """Where one class of a family cannot be converted, all are left."""
     done = run(
-        base=f"""
-            {CLASS}
-            class Base(BaseHTTPMiddleware):
-                async def dispatch(self, request, call_next):
-                    return await call_next(request)
-            """,
+        base=passing("Base"),
         mw="""
             from base import Base
 
@@ -134,12 +133,7 @@ def test_file_that_cannot_be_written() -> None:
 def test_call_by_hand_in_a_test() -> None:
     """A test that calls `dispatch` goes on doing so through `as_call_next`."""
     done = run(
-        mw=f"""
-            {CLASS}
-            class M(BaseHTTPMiddleware):
-                async def dispatch(self, request, call_next):
-                    return await call_next(request)
-            """,
+        mw=passing("M"),
         tests__test_mw="""
             from mw import M
 
@@ -157,15 +151,33 @@ def test_call_by_hand_in_a_test() -> None:
     assert "await as_call_next(M(app=None).dispatch)(request, call_next)" in code
 
 
+def test_call_by_hand_of_what_a_fixture_yields() -> None:
+    """A fixture is known by the variable that it yields."""
+    done = run(
+        mw=passing("M"),
+        tests__test_mw="""
+            from mw import M
+
+            @pytest.fixture
+            def disabled():
+                with patch("mw.settings"):
+                    made = M(app=None)
+                    yield made
+
+            async def test_mw(disabled):
+                await disabled.dispatch(request, call_next)
+            """,
+    )
+
+    code = done["tests/test_mw"].code
+    assert "await as_call_next(disabled.dispatch)(request, call_next)" in code
+    assert done["tests/test_mw"].diagnostics == []
+
+
 def test_call_by_hand_of_something_unknown() -> None:
     """A call of a `dispatch` of which nothing is known is named."""
     done = run(
-        mw=f"""
-            {CLASS}
-            class M(BaseHTTPMiddleware):
-                async def dispatch(self, request, call_next):
-                    return await call_next(request)
-            """,
+        mw=passing("M"),
         test_mw="async def test(mw):\n    await mw.dispatch(request, call_next)\n",
     )
 
@@ -294,6 +306,7 @@ def test_left_in_a_module(code: str, source: str) -> None:
 
 
 NOTICES = {
+    "HM218": "with span():\n    return await call_next(request)\n",
     "HM201": "return await call_next(Request(request.scope))\n",
     "HM202": "body = await request.body()\nrequest._receive = x\nreturn await call_next(request)\n",
     "HM203": "return await asyncio.wait_for(call_next(request), 3)\n",

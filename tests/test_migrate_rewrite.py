@@ -884,7 +884,10 @@ def test_function_that_returns_the_coroutine() -> None:
             @http_middleware(app)
             async def mw(request: Connection) -> Flow:
                 if bad(request):
-                    yield await refuse(request)
+                    answer = await refuse(request)
+                    if answer is None:
+                        raise TypeError("no response")
+                    yield answer
                     return
                 yield
             """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import re
 import textwrap
 from collections.abc import Iterator
@@ -156,8 +157,8 @@ FEW = (REQUESTS[0], REQUESTS[1], REQUESTS[2], REQUESTS[6])
 SMALL = Matrix(paths=0, failures=1, requests=REQUESTS[:2])
 
 
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
+@contextlib.contextmanager
+def quiet_loop() -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop on which apps may be discarded without a word."""
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda loop, context: None)
@@ -165,6 +166,13 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop of all runs in this file."""
+    with quiet_loop() as loop:
+        yield loop
 
 
 def judged(loop: asyncio.AbstractEventLoop, old: str, new: str, **options: Any) -> Verdict:

@@ -22,6 +22,7 @@ from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
 from httpmw.migrate._verify_matrix import REQUESTS
 from httpmw.migrate._verify_modules import Importer
 from httpmw.migrate._verify_stubs import Stub, StubError, World, described
+from tests.test_migrate_verify import quiet_loop
 from tools.migrate_fuzz import check, shrink, source
 
 PASSING = """
@@ -229,13 +230,9 @@ class Mine(Base):
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop on which apps may be discarded without a word."""
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda loop, context: None)
-    yield loop
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    """The loop of all runs in this file."""
+    with quiet_loop() as loop:
+        yield loop
 
 
 def world(*, truthy: bool = True, raised: frozenset[str] = frozenset()) -> World:

@@ -9,10 +9,12 @@ from typing import Any
 
 import libcst as cst
 
+from ._build import without
 from ._edit import replaced
+from ._module import ORIGINS, Class, Module, imports_base, is_base_init
 from ._names import children, dotted, find, is_http_decorator
-from ._project import ORIGINS, Class, Module, Project, imports_base, is_base_init
-from ._rewrite import Spelling, without
+from ._project import Project
+from ._rewrite import Spelling
 
 __all__ = ["apply"]
 

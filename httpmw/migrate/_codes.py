@@ -387,6 +387,27 @@ _ALL = (
         "`app.add_middleware(BaseHTTPMiddleware, dispatch=...)`.",
         "`--to drop-in` swaps imports only.",
     ),
+    Code(
+        "HM217",
+        "An answer that may be None is checked",
+        "`{what}` may be None, so it is compared before it is yielded.",
+        "Drop the comparison where it is always a response.",
+        "Starlette answers 500 where `dispatch` returns None. A generator that yields None runs "
+        "the app, so the request would get through. What this file does not show to be a response "
+        "is compared: a `TypeError` answers 500 as before. It is shown by a call of a response "
+        "class, by a function of the file that returns one on every path, and by a comparison "
+        "with None around the `return`.",
+    ),
+    Code(
+        "HM218",
+        "Context variables are taken back at the response start",
+        "what `{what}` takes back is gone for the app behind its response start.",
+        "Where streams or background tasks need it, write `yield response` before it is taken "
+        "back.",
+        "Starlette's class runs the app in a context of its own, in which what was set before the "
+        "call stays. A middleware function shares the context of the app. `yield response` comes "
+        "back when everything is over.",
+    ),
 )
 
 CODES: dict[str, Code] = {each.code: each for each in _ALL}

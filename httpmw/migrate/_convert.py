@@ -14,7 +14,8 @@ from ._apply import apply
 from ._codes import CODES
 from ._dropin import drop_in
 from ._model import Conversion, Converted, Diagnostic
-from ._project import Module, Project
+from ._module import Module
+from ._project import Project
 from ._scan import Problem
 from ._unit import Unit
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import libcst as cst
 
+from ._build import without
 from ._edit import replaced
+from ._module import Module
 from ._names import Names, dotted, find, is_http_decorator
-from ._project import Module
-from ._rewrite import without
 from ._scan import Problem, snippet
 
 __all__ = ["drop_in"]

@@ -4,150 +4,46 @@
 # or not, and what is not known stays not known. Loops are run twice, which is enough: tags only
 # join, and a second turn adds whatever the first one can add.
 #
-# Rule 1: `RECEIVED` stands for the response that this function was given; what may be something
-# else has another tag beside it, so that a bare `return` is only written where nothing else can
-# be meant.
-# Rule 2: an exception may leave a statement before anything in it has been assigned; a statement
+# Rule: an exception may leave a statement before anything in it has been assigned; a statement
 # that does nothing but call the app raises with the call made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from collections.abc import Sequence
 
 import libcst as cst
 
 from . import _body_shapes as shapes
-from ._names import Names, children, dotted, find, is_none, last_name, own_scope
-from ._scan import Problem, Scan, Site, snippet
-
-__all__ = ["Flow", "Returned", "follow"]
-
-RECEIVED: Final = "received"
-OTHER: Final = "other"  # not None
-UNKNOWN: Final = "unknown"  # may be None
-NONE: Final = "none"
-PLAIN: Final = "plain"  # cannot be a response: a tuple, a number, a str
-BODY: Final = "body"  # what was read of the request
-READ: Final = "read"  # the whole body of the received response
-CHUNKS: Final = "chunks"  # the same, as a list
-EMPTY: Final = "empty"  # b"" or []
-
-NO_RESPONSE: Final = frozenset({PLAIN, BODY, READ, CHUNKS, EMPTY})
-
-# Whether the app was called.
-NOT: Final = "not called"
-CALLED: Final = "called"
-FAILED: Final = "it raised"
-
-Tags: TypeAlias = frozenset[str]
-_READ = {"body", "json", "form"}
-_LITERALS = (
-    cst.SimpleString,
-    cst.FormattedString,
-    cst.ConcatenatedString,
-    cst.Integer,
-    cst.Float,
-    cst.Tuple,
-    cst.List,
-    cst.Dict,
-    cst.Set,
-    cst.ListComp,
-    cst.DictComp,
-    cst.SetComp,
-    cst.Comparison,
+from ._certain import Certain
+from ._names import children, dotted, find, last_name, own_scope
+from ._scan import Scan
+from ._state import (
+    CHUNKS,
+    EMPTY,
+    NONE,
+    NOT,
+    OTHER,
+    READ,
+    RECEIVED,
+    UNKNOWN,
+    Flow,
+    Returned,
+    State,
+    Tags,
+    join,
 )
+from ._values import Values
 
-
-@dataclass
-class State:
-    calls: Tags
-    # Whether the request body has been read: "yes", "no".
-    body: Tags
-    names: dict[str, Tags] = field(default_factory=dict)
-
-    def copy(self) -> State:
-        return State(self.calls, self.body, dict(self.names))
-
-    def get(self, name: str) -> Tags:
-        return self.names.get(name, frozenset({UNKNOWN}))
-
-
-def join(states: Iterable[State | None]) -> State | None:
-    result: State | None = None
-    for state in states:
-        if state is None:
-            continue
-        if result is None:
-            result = state.copy()
-            continue
-        result.calls |= state.calls
-        result.body |= state.body
-        for name in result.names.keys() | state.names.keys():
-            # What is bound on one way only is what it is there: on the other it raises.
-            result.names[name] = result.names.get(name, frozenset()) | state.names.get(
-                name, frozenset()
-            )
-    return result
-
-
-@dataclass
-class Returned:
-    """
-    What one return gives: every tag and every state of the calls with which it was reached.
-    """
-
-    tags: Tags = frozenset()
-    calls: Tags = frozenset()
-
-    @property
-    def is_received(self) -> bool:
-        return self.tags == {RECEIVED}
-
-    @property
-    def is_none(self) -> bool:
-        return self.tags == {NONE}
-
-
-@dataclass
-class Flow:
-    """
-    What was found out about one function.
-
-    Attributes:
-        returned: By the id of the returned expression, or of the return where there is none.
-        reached: The calls that may have been made when a site is reached, by the site's id.
-        ending: The calls that may have been made where the function ends without a return.
-        problems: What speaks against a conversion, and the notices.
-        guarded: The ids of the sites that stand in a `try` with handlers.
-        dropped: The ids of statements without an effect.
-        rebound: The names that hold something else than the received response at some time.
-    """
-
-    returned: dict[int, Returned] = field(default_factory=dict)
-    reached: dict[int, Tags] = field(default_factory=dict)
-    ending: Tags = frozenset()
-    problems: list[Problem] = field(default_factory=list)
-    guarded: set[int] = field(default_factory=set)
-    dropped: set[int] = field(default_factory=set)
-    rebound: set[str] = field(default_factory=set)
-    # The ids of the statements that replace the request body.
-    replaced: set[int] = field(default_factory=set)
-    # What reads the body of the response, and what sends another one, by the id of the node.
-    collected: dict[int, shapes.Collected] = field(default_factory=dict)
-    read: dict[int, str] = field(default_factory=dict)
-    rebuilt: dict[int, shapes.Rebuilt] = field(default_factory=dict)
-    received: set[str] = field(default_factory=set)
+__all__ = ["follow"]
 
 
 def follow(
-    function: cst.FunctionDef, request: str, call_next: str, found: Scan, names: Names
+    function: cst.FunctionDef, request: str, call_next: str, found: Scan, certain: Certain
 ) -> Flow:
     """
     Run a function in the abstract.
     """
-    run = _Run(request, call_next, found, names)
+    run = _Statements(request, call_next, found, certain)
     for node in find(function.body, cst.Nonlocal, cst.Global):
         run.shared |= {each.name.value for each in node.names}
     start = State(frozenset({NOT}), frozenset({"no"}))
@@ -156,29 +52,7 @@ def follow(
     return run.result
 
 
-class _Run:
-    def __init__(self, request: str, call_next: str, found: Scan, names: Names) -> None:
-        self.request = request
-        self.call_next = call_next
-        self.sites = found.sites
-        self.names = names
-        self.result = Flow()
-        # Names that nested functions assign to.
-        self.shared: set[str] = set()
-        # The states in which something may raise, by the `try` statements around.
-        self.raising: list[list[State]] = [[]]
-        self.breaks: list[list[State]] = []
-        self.continues: list[list[State]] = []
-        # How many `try` with handlers, and how many `try` and `with` at all, stand around.
-        self.handlers = 0
-        self.around = 0
-        self.said: set[tuple[str, int]] = set()
-
-    def say(self, code: str, node: cst.CSTNode, **details: str) -> None:
-        if (code, id(node)) not in self.said:
-            self.said.add((code, id(node)))
-            self.result.problems.append(Problem(code, node, details))
-
+class _Statements(Values):
     # ------------------------------------------------------------------ statements
 
     def block(self, statements: Sequence[cst.CSTNode], state: State | None) -> State | None:
@@ -457,226 +331,3 @@ class _Run:
             if last_name(raised) == "HTTPException" and not self.handlers:
                 self.say("HM204", node)
         self.raising[-1].append(state.copy())
-
-    # ------------------------------------------------------------------ expressions
-
-    def value(self, node: cst.CSTNode, state: State) -> Tags:
-        """
-        Evaluate an expression: what it may be, and what it does to the state.
-        """
-        site = self.sites.get(id(node))
-        if site is not None:
-            return self.run_app(site, state)
-        if isinstance(node, cst.Name):
-            if node.value == "_StreamingResponse":
-                self.say("HM118", node, what=node.value)
-            return frozenset({NONE}) if node.value == "None" else state.get(node.value)
-        if isinstance(node, cst.NamedExpr):
-            tags = self.value(node.value, state)
-            self.assign(node.target, tags, state, node)
-            return tags
-        if isinstance(node, cst.IfExp):
-            self.value(node.test, state)
-            yes, no = state.copy(), state.copy()
-            tags = self.value(node.body, yes) | self.value(node.orelse, no)
-            self.become(state, join((yes, no)))
-            return tags
-        if isinstance(node, cst.BooleanOperation):
-            left = self.value(node.left, state)
-            right = state.copy()
-            tags = self.value(node.right, right)
-            self.become(state, join((state, right)))
-            if isinstance(node.operator, cst.Or):
-                left = left - {NONE}
-            return left | tags
-        body = self.body_value(node, state)
-        if body:
-            return frozenset({body})
-        if isinstance(node, (cst.Lambda, cst.ListComp, cst.SetComp, cst.DictComp)):
-            return frozenset({OTHER if isinstance(node, cst.Lambda) else PLAIN})
-        if isinstance(node, cst.Attribute):
-            self.look(node, state)
-        if isinstance(node, cst.Await) and isinstance(node.expression, cst.Call):
-            return self.awaited(node.expression, state)
-        for each in children(node):
-            self.value(each, state)
-        if isinstance(node, _LITERALS):
-            return frozenset({PLAIN})
-        if isinstance(node, cst.Call):
-            self.called(node, state)
-            last = last_name(node.func)
-            if last.endswith("Response") and last[:1].isupper():
-                return frozenset({OTHER})
-        return frozenset({UNKNOWN})
-
-    def body_value(self, node: cst.CSTNode, state: State) -> str:
-        """
-        Tell whether it is the body of the received response, or a place to collect it in.
-        """
-
-        def is_received(name: str) -> bool:
-            return state.get(name) == {RECEIVED}
-
-        if isinstance(node, cst.SimpleString) and node.evaluated_value == b"":
-            return EMPTY
-        if isinstance(node, cst.List) and not node.elements:
-            return EMPTY
-        if shapes.chunks_of(node, is_received) and isinstance(node, cst.ListComp):
-            return CHUNKS
-        inside = shapes.joined_chunks(node)
-        if inside is None:
-            return ""
-        response = shapes.chunks_of(inside, is_received)
-        if response:
-            self.result.read[id(node)] = response
-            return READ
-        if isinstance(inside, cst.Name) and state.get(inside.value) == {CHUNKS}:
-            return READ
-        return ""
-
-    def become(self, state: State, other: State | None) -> None:
-        if other is not None:
-            state.calls, state.body, state.names = other.calls, other.body, other.names
-
-    def run_app(self, site: Site, state: State) -> Tags:
-        for arg in site.call.args:
-            self.value(arg.value, state)
-        node = id(site.node)
-        self.result.reached[node] = self.result.reached.get(node, frozenset()) | state.calls
-        if self.handlers:
-            self.result.guarded.add(node)
-        if NOT not in state.calls:
-            self.say("HM103", site.node, name=self.call_next)
-        elif state.calls != {NOT}:
-            self.say("HM205", site.node, name=self.call_next)
-        self.raising[-1].append(State(frozenset({FAILED}), state.body, dict(state.names)))
-        state.calls = frozenset({CALLED})
-        return frozenset({RECEIVED})
-
-    def awaited(self, call: cst.Call, state: State) -> Tags:
-        self.value(call, state)
-        if isinstance(call.func, cst.Attribute) and dotted(call.func.value) == self.request:
-            name = call.func.attr.value
-            if name in _READ:
-                state.body = frozenset({"yes"})
-                return frozenset({BODY})
-        last = last_name(call.func)
-        if last.endswith("Response") and last[:1].isupper():
-            return frozenset({OTHER})
-        return frozenset({UNKNOWN})
-
-    def called(self, call: cst.Call, state: State) -> None:
-        if isinstance(call.func, cst.Name) and state.get(call.func.value) == {RECEIVED}:
-            self.say("HM116", call, name=call.func.value)
-        if (
-            isinstance(call.func, cst.Attribute)
-            and dotted(call.func.value) == self.request
-            and call.func.attr.value == "stream"
-            and "no" in state.body
-        ):
-            self.say("HM210", call)
-
-    def look(self, node: cst.Attribute, state: State) -> None:
-        if node.attr.value == "_StreamingResponse":
-            self.say("HM118", node, what=snippet(node))
-        if not isinstance(node.value, cst.Name):
-            return
-        if node.attr.value == "media_type" and RECEIVED in state.get(node.value.value):
-            self.say("HM209", node, what=snippet(node))
-
-    def where(self, test: cst.BaseExpression, state: State, *, truth: bool) -> State:
-        """
-        Narrow the state to where *test* is true, or false.
-        """
-        if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
-            return self.where(test.expression, state, truth=not truth)
-        if isinstance(test, cst.BooleanOperation):
-            if isinstance(test.operator, cst.And) is truth:
-                state = self.where(test.left, state, truth=truth)
-                return self.where(test.right, state, truth=truth)
-            return state
-        name: Any = test.target if isinstance(test, cst.NamedExpr) else test
-        is_not_none = truth
-        if isinstance(test, cst.Comparison) and len(test.comparisons) == 1:
-            other = test.comparisons[0]
-            name = test.left.target if isinstance(test.left, cst.NamedExpr) else test.left
-            if not is_none(other.comparator):
-                return state
-            if isinstance(other.operator, (cst.Is, cst.Equal)):
-                is_not_none = not truth
-            elif not isinstance(other.operator, (cst.IsNot, cst.NotEqual)):
-                return state
-        if isinstance(name, cst.Name) and name.value in state.names:
-            tags = state.names[name.value]
-            if is_not_none:
-                tags = frozenset(OTHER if each == UNKNOWN else each for each in tags - {NONE})
-            elif isinstance(test, cst.Comparison):
-                tags = tags & {NONE, UNKNOWN}
-            else:
-                tags = tags - {RECEIVED}
-            state.names[name.value] = tags or frozenset({UNKNOWN})
-        return state
-
-    # ------------------------------------------------------------------ assignments
-
-    def assign(self, target: cst.CSTNode, tags: Tags, state: State, statement: cst.CSTNode) -> None:
-        if isinstance(target, cst.Name):
-            self.bind(target.value, tags, state)
-        elif isinstance(target, (cst.Tuple, cst.List)):
-            for element in target.elements:
-                self.assign(element.value, frozenset({UNKNOWN}), state, statement)
-        elif isinstance(target, cst.StarredElement):
-            self.assign(target.value, frozenset({UNKNOWN}), state, statement)
-        else:
-            for each in children(target):
-                self.value(each, state)
-            if isinstance(target, cst.Attribute) and dotted(target.value) == self.request:
-                self.patched(target, state, statement)
-            elif shapes.body_of(target, lambda name: state.get(name) == {RECEIVED}):
-                self.sent(target, state, statement)
-
-    def patched(self, target: cst.Attribute, state: State, statement: cst.CSTNode) -> None:
-        if target.attr.value == "_body" and isinstance(statement, cst.Assign):
-            self.result.replaced.add(id(statement))
-            value = statement.value
-            if isinstance(value, cst.Name) and state.get(value.value) <= {BODY, EMPTY}:
-                self.result.dropped.add(id(statement))
-                self.say("HM202", target, what=snippet(statement))
-            else:
-                self.say("HM211", statement, what=snippet(statement))
-        if target.attr.value != "_receive":
-            return
-        if state.body == {"yes"}:
-            self.result.dropped.add(id(statement))
-            self.say("HM202", target, what=snippet(statement))
-        else:
-            self.say("HM108", target, what=snippet(statement))
-
-    def sent(self, target: cst.CSTNode, state: State, statement: cst.CSTNode) -> None:
-        if not isinstance(statement, cst.Assign):
-            return
-        given = shapes.put_back(statement.value)
-        content = shapes.only_element(given)
-        is_all = isinstance(given, cst.Name) and state.get(given.value) == {CHUNKS}
-        if is_all or (content is not None and self.is_read(content, state)):
-            self.result.dropped.add(id(statement))
-            what = "what was read of the body is still sent, so putting it back was dropped"
-        elif content is not None:
-            name = shapes.body_of(target, lambda _: True)
-            self.result.rebuilt[id(statement)] = shapes.Rebuilt(name, content)
-            what = "`response.body = data` takes the place of `body_iterator`"
-        else:
-            what = "the content-length of the old body is dropped with the old body"
-        self.say("HM208", statement, what=what)
-
-    def is_read(self, node: cst.BaseExpression, state: State) -> bool:
-        return isinstance(node, cst.Name) and state.get(node.value) == {READ}
-
-    def bind(self, name: str, tags: Tags, state: State) -> None:
-        if name in self.shared:
-            tags = tags | {UNKNOWN}
-        if RECEIVED in tags:
-            self.result.received.add(name)
-        if tags != {RECEIVED}:
-            self.result.rebound.add(name)
-        state.names[name] = tags

@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
-from . import _flow, _scan
+from . import _flow, _scan, _state
+from ._build import without
+from ._certain import Certain
+from ._module import targets
 from ._names import dotted, find, is_http_decorator, last_name, own_scope
-from ._rewrite import Rewriter, Spelling, without
+from ._parameters import own_parameters
+from ._rewrite import Rewriter, Spelling
 from ._scan import Problem, Site, snippet
 
 if TYPE_CHECKING:
-    from ._project import Class, Module, Registration
+    from ._module import Class, Module, Registration
 
-__all__ = ["Unit", "call_next_parameter", "own_parameters"]
+__all__ = ["Unit"]
 
 # Decorators that leave the function what it is.
 _HARMLESS = {"abstractmethod", "final", "no_type_check", "override", "staticmethod"}
-_ENDPOINTS = {"RequestResponseEndpoint", "DispatchFunction"}
+# What takes back context variables of structlog.
+_CLEARING = {"clear_contextvars", "reset_contextvars", "unbind_contextvars"}
 _SCOPES = {
     f"{library}.{name}"
     for library in ("anyio", "trio")
@@ -32,29 +37,6 @@ _SCOPES = {
         "open_nursery",
     )
 } | {"asyncio.TaskGroup"}
-
-
-def own_parameters(node: cst.FunctionDef) -> list[cst.Param]:
-    """
-    Give the positional parameters without `self`.
-    """
-    every = [*node.params.posonly_params, *node.params.params]
-    if every and every[0].name.value in {"self", "cls"}:
-        every = every[1:]
-    return every
-
-
-def call_next_parameter(node: cst.FunctionDef) -> cst.Param | None:
-    """
-    Find the parameter that is `call_next` by its name or by its annotation.
-    """
-    for each in (*own_parameters(node), *node.params.kwonly_params):
-        if each.name.value == "call_next":
-            return each
-        annotation = each.annotation.annotation if each.annotation is not None else None
-        if annotation is not None and last_name(annotation) in _ENDPOINTS:
-            return each
-    return None
 
 
 class Unit:
@@ -90,7 +72,7 @@ class Unit:
         self.request = ""
         self.call_next = ""
         self.found = _scan.Scan()
-        self.flow = _flow.Flow()
+        self.flow = _state.Flow()
         self.limited: set[int] = set()
 
     def say(self, code: str, node: cst.CSTNode, **details: str) -> None:
@@ -171,7 +153,11 @@ class Unit:
         self._decorators()
         self.found = _scan.scan(self.node, self.call_next, self.module.names)
         self.flow = _flow.follow(
-            self.node, self.request, self.call_next, self.found, self.module.names
+            self.node,
+            self.request,
+            self.call_next,
+            self.found,
+            Certain(self.module, self.owner),
         )
         self.problems += self.found.problems
         self.problems += self.flow.problems
@@ -180,6 +166,7 @@ class Unit:
         self._arguments()
         self._answers()
         self._scopes()
+        self._variables()
         if any(site.kind == "timed" for site in self.found.sites.values()):
             self.say("HM203", self.node)
 
@@ -244,13 +231,15 @@ class Unit:
                     continue
                 # A helper that gives None says so to its caller; a generator cannot.
                 helper = self.registered == "delegation"
-                if helper and info.tags & _flow.NO_RESPONSE:
+                if helper and info.tags & _state.NO_RESPONSE:
                     what = f"`{snippet(node)}` does not return a response"
                     self.say("HM101", node, name=self.call_next, what=what)
                 elif info.is_none:
                     self._none(node, helper=helper)
-                elif _flow.NONE in info.tags and _flow.NOT in info.calls:
+                elif _state.NONE in info.tags and _state.NOT in info.calls:
                     self.say("HM110", node, what=snippet(node))
+                elif info.may_let_through:
+                    self.say("HM217", node, what=snippet(node))
         if self.flow.ending and not self.is_abstract():
             self._none(self.node, helper=self.registered == "delegation")
 
@@ -279,6 +268,33 @@ class Unit:
                     self.say("HM213", node, what=snippet(call))
                 else:
                     self.say("HM107", node, what=snippet(call))
+
+    def _variables(self) -> None:
+        """
+        Find what takes back context variables after the call.
+        """
+        tokens = {
+            last_name(target)
+            for node in own_scope(self.node.body)
+            if isinstance(node, cst.Assign)
+            and isinstance(node.value, cst.Call)
+            and last_name(node.value.func) == "set"
+            for target in targets(node)
+        }
+        for node in own_scope(self.node.body):
+            taken_back: cst.CSTNode | None = None
+            if isinstance(node, cst.With) and id(node) not in self.limited:
+                inside = (id(each) for each in own_scope(node.body))
+                if any(each in self.found.sites for each in inside):
+                    taken_back = node.items[0].item
+            elif isinstance(node, cst.Call) and (
+                last_name(node.func) in _CLEARING
+                or (last_name(node.func) == "reset" and _names_one_of(node, tokens))
+            ):
+                taken_back = node
+            if taken_back is not None:
+                self.say("HM218", node, what=snippet(taken_back))
+                return
 
     def _becomes_a_limit(self, node: cst.With, name: str) -> bool:
         call: Any = node.items[0].item
@@ -350,6 +366,10 @@ class Unit:
         if not _is_request(annotation.annotation):
             return param
         return param.with_changes(annotation=annotation.with_changes(annotation=connection))
+
+
+def _names_one_of(call: cst.Call, names: set[str]) -> bool:
+    return any(dotted(each.value) in names for each in call.args)
 
 
 def _is_request(annotation: cst.BaseExpression) -> bool:

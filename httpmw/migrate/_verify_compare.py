@@ -213,7 +213,8 @@ def _stream_delivered(old: Outcome, new: Outcome, facts: Facts, differ: set[str]
 
 def _clear_error(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:  # noqa: ARG001
     # The contract was broken in both; httpmw says so, Starlette fails on the way.
-    if old.raised is None or not isinstance(new.raised, HTTPMWError):
+    checked = isinstance(new.raised, TypeError) and str(new.raised) == "no response"
+    if old.raised is None or not (checked or isinstance(new.raised, HTTPMWError)):
         return set()
     if isinstance(old.raised, HTTPMWError) or old.status is not None or new.status is not None:
         return set()

@@ -146,6 +146,11 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
             pair.fail(which)
             run = pair.run(verdict, facts, matrix.failing_apps, matrix.failing_requests)
             loop.run_until_complete(run)
+        for nothing in filter(None, old.called(qualname, index)):
+            for truthy in (False, True):
+                pair = _Pair((old, new), (qualname, index), limit, truthy=truthy, nothing=nothing)
+                run = pair.run(verdict, facts, matrix.failing_apps, matrix.failing_requests)
+                loop.run_until_complete(run)
     except _Enough:
         pass
     except NotRunnable as problem:
@@ -161,8 +166,11 @@ class _Pair:
         limit: _Limit,
         *,
         truthy: bool,
+        nothing: frozenset[str] = frozenset(),
     ) -> None:
         self.name = "true" if truthy else "false"
+        if nothing:
+            self.name += f", {', '.join(sorted(nothing))} give None"
         self._limit = limit
         self._hanging = 0
         self._is_rewritten = modules[1].style == "generator"
@@ -170,7 +178,7 @@ class _Pair:
         self._runners: list[Runner] = []
         problems: list[str] = []
         for module in modules:
-            world = module.world(truthy=truthy)
+            world = module.world(truthy=truthy, nothing=nothing)
             self._worlds.append(world)
             try:
                 with limit:

@@ -157,11 +157,23 @@ class Module:
                     todo += by_name.get(each.id if isinstance(each, ast.Name) else each.attr, [])
         return "\n".join(texts.values())
 
-    def world(self, *, truthy: bool) -> World:
+    def called(self, qualname: str, index: int) -> tuple[frozenset[str], frozenset[str]]:
         """
-        Make a world for this file.
+        Give the names of functions of other files that the definition, or what it names, calls.
+
+        First those whose answer is returned, then all; a response class always gives a response.
         """
-        return World(truthy=truthy, raised=self._raised)
+        tree = ast.parse(self.text(qualname, index))
+        ours = {name.rpartition(".")[2] for name, _ in self._definitions}
+        every = {_last_name(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        unknown = {name for name in every - ours if not name.endswith("Response")}
+        return frozenset(unknown & set(_answering(tree))), frozenset(unknown)
+
+    def world(self, *, truthy: bool, nothing: frozenset[str] = frozenset()) -> World:
+        """
+        Make a world for this file, in which the calls of the names in *nothing* give None.
+        """
+        return World(truthy=truthy, raised=self._raised, nothing=nothing)
 
     def load(self, qualname: str, index: int, world: World) -> Layer:
         """
@@ -294,20 +306,46 @@ def _lines_of(node: _Definition) -> range:
     return range(first, node.body[0].lineno + 1)
 
 
+def _answering(tree: ast.AST) -> Iterator[str]:
+    """
+    Give the names of the functions whose answer is returned, by itself or by way of a variable.
+    """
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    variables: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                variables.setdefault(_last_name(target), []).append(node.value)
+        elif isinstance(node, ast.NamedExpr):
+            variables.setdefault(node.target.id, []).append(node.value)
+    while values:
+        value = values.pop()
+        if isinstance(value, ast.Call):
+            yield _last_name(value.func)
+        elif isinstance(value, ast.Name):
+            values += variables.pop(value.id, [])
+        elif isinstance(value, (ast.Await, ast.BoolOp, ast.IfExp, ast.NamedExpr)):
+            values += [each for each in ast.iter_child_nodes(value) if isinstance(each, ast.expr)]
+
+
 def _raised_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is not None:
             several = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            yield from map(_last_name, several)
+            yield from map(_class_name, several)
         elif isinstance(node, ast.Raise) and node.exc is not None:
-            yield _last_name(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
+            yield _class_name(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
+
+
+def _class_name(node: ast.AST) -> str:
+    # A name in small letters is a variable that is raised again.
+    return "" if isinstance(node, ast.Name) and node.id.islower() else _last_name(node)
 
 
 def _last_name(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
-    # A name in small letters is a variable that is raised again.
-    return node.id if isinstance(node, ast.Name) and not node.id.islower() else ""
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _without_decorators(node: _Definition) -> _Definition:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import opcode
 import random
@@ -38,12 +39,16 @@ class World:
 
     Args:
         truthy: Whether stubs count as true, are equal to everything and have one item.
+        nothing: The last parts of the names of stubs whose calls give None.
         raised: The last parts of the names that stand in `except` and `raise`: where such a
             name is unknown it is an exception class and no stub.
     """
 
-    def __init__(self, *, truthy: bool, raised: frozenset[str]) -> None:
+    def __init__(
+        self, *, truthy: bool, raised: frozenset[str], nothing: frozenset[str] = frozenset()
+    ) -> None:
         self.truthy = truthy
+        self.nothing = nothing
         self.raised = raised
         self.loading = True
         # Whether a stub was given `call_next`.
@@ -183,6 +188,8 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
             if isinstance(request, HTTPConnection) and callable(each) and not is_stub(each):
                 world.handed_on = True
                 return _calling_next(each, request)
+        if self._label.rpartition(".")[2] in world.nothing:
+            return _none_later() if _is_awaited(sys._getframe(1)) else None  # noqa: SLF001
         return Stub(world, f"{self._label}()")
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
@@ -331,6 +338,17 @@ def _is_definition(value: object) -> bool:
 
 async def _calling_next(call_next: Any, request: Any) -> Any:
     return await call_next(request)
+
+
+async def _none_later() -> None:
+    return None
+
+
+def _is_awaited(frame: FrameType) -> bool:
+    # What a call gives is awaited if that is what comes next.
+    instructions = dis.get_instructions(frame.f_code)
+    names = (each.opname for each in instructions if each.offset > frame.f_lasti)
+    return next(names, "") == "GET_AWAITABLE"
 
 
 def _unpacked(frame: FrameType) -> int | None:

@@ -1,0 +1,106 @@
+# Which calls certainly do not give None, by what is written in the same file.
+#
+# Rule 1: an annotation alone is no proof. A function counts where nothing in it can give None: it
+# does not fall off its end, each of its returns has a value, and each of these values is certain
+# or the annotation says that it is a response.
+# Rule 2: of a name that is defined twice nothing is known.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ._names import dotted, is_none, last_name, own_scope
+from ._shape import can_end
+
+if TYPE_CHECKING:
+    from ._module import Class, Module
+
+__all__ = ["Certain"]
+
+# Coroutine functions that give a response.
+_HANDLERS = {
+    f"fastapi.exception_handlers.{name}_exception_handler"
+    for name in ("http", "request_validation")
+}
+_METHODS = {"classmethod", "staticmethod"}
+
+
+class Certain:
+    """
+    What is known of the calls in one function.
+
+    Args:
+        module: Its file.
+        owner: Its class.
+    """
+
+    def __init__(self, module: Module, owner: Class | None) -> None:
+        self.module = module
+        self.owner = owner
+        self._asked: set[int] = set()
+
+    def gives_a_value(self, call: cst.Call, *, awaited: bool) -> bool:
+        """
+        Tell whether a call, or what is awaited of it, is certainly not None.
+        """
+        if awaited and self.module.names.qualified(call.func) in _HANDLERS:
+            return True
+        function = self._function(call.func)
+        if function is not None:
+            is_async = function.asynchronous is not None
+            return is_async is awaited and self._returns_values(function)
+        return not awaited and self._is_class(call.func)
+
+    def _function(self, func: cst.BaseExpression) -> cst.FunctionDef | None:
+        first, dot, last = dotted(func).rpartition(".")
+        if first in {"self", "cls"} and self.owner is not None:
+            found = self.owner.methods.get(last)
+        else:
+            found = self.module.functions.get(last) if not dot else None
+        return found if self.module.named(last) == 1 else None
+
+    def _is_class(self, func: cst.BaseExpression) -> bool:
+        # Which are written in capitals; the name of a template's is `TemplateResponse`.
+        name = last_name(func)
+        if self.module.named(name) or name in self.module.values:
+            return False
+        if isinstance(func, cst.Name) and name in self.module.classes:
+            return True
+        return name.endswith("Response") and name[:1].isupper()
+
+    def _returns_values(self, function: cst.FunctionDef) -> bool:
+        if id(function) in self._asked or any(
+            last_name(each.decorator) not in _METHODS for each in function.decorators
+        ):
+            return False
+        self._asked.add(id(function))
+        try:
+            inside = list(own_scope(function.body))
+            if can_end(function.body) or any(isinstance(each, cst.Yield) for each in inside):
+                return False
+            annotated = function.returns is not None and _is_response(function.returns.annotation)
+            return all(
+                not is_none(each.value) and (annotated or self._is_value(each.value))
+                for each in inside
+                if isinstance(each, cst.Return)
+            )
+        finally:
+            self._asked.discard(id(function))
+
+    def _is_value(self, node: cst.CSTNode | None) -> bool:
+        if isinstance(node, cst.Await) and isinstance(node.expression, cst.Call):
+            return self.gives_a_value(node.expression, awaited=True)
+        return isinstance(node, cst.Call) and self.gives_a_value(node, awaited=False)
+
+
+def _is_response(annotation: cst.BaseExpression) -> bool:
+    if isinstance(annotation, cst.SimpleString):
+        text = annotation.evaluated_value
+        if not isinstance(text, str):
+            return False
+        return all(each.strip().endswith("Response") for each in text.split("|"))
+    if isinstance(annotation, cst.BinaryOperation):
+        return _is_response(annotation.left) and _is_response(annotation.right)
+    return last_name(annotation).endswith("Response")

@@ -1,0 +1,208 @@
+# What names stand for, over all files of the run.
+#
+# Rule: where two things are meant equally well, nothing is found.
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import libcst as cst
+
+from ._module import Class, Module
+from ._names import dotted, find, module_name
+from ._parameters import takes_call_next
+
+__all__ = ["Lookup", "ancestors", "inherited", "is_super"]
+
+
+class Lookup:
+    """
+    The files of a run, by what they define.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, Module] = {}
+        # Modules by the last part of their names, and by the names that they define.
+        self._by_name: dict[str, list[Module]] = {}
+        self._defining: dict[str, list[Module]] = {}
+        self._found: dict[tuple[str, str], Any] = {}
+
+    def add(self, module: Module) -> None:
+        """
+        Add a file.
+        """
+        self.modules[module.path] = module
+        self._by_name.setdefault(module_name(module.path).rpartition(".")[2], []).append(module)
+        for name in (*module.classes, *module.functions, *module.values):
+            self._defining.setdefault(name, []).append(module)
+        self._found.clear()
+
+    def all_classes(self) -> Iterator[Class]:
+        """
+        Give the classes of all files.
+        """
+        for module in self.modules.values():
+            yield from module.classes.values()
+
+    def find_class(self, module: Module, node: cst.CSTNode) -> Class | None:
+        """
+        Find the class that a base or a constructor names.
+        """
+        if isinstance(node, cst.Subscript):
+            node = node.value
+        found = self.find(module, node)
+        return found if isinstance(found, Class) else None
+
+    def find(self, module: Module, node: cst.CSTNode, depth: int = 0) -> Any:
+        """
+        Find the class, the function or the value that a name stands for.
+        """
+        name = dotted(node)
+        if not name:
+            return None
+        key = (module.path, name)
+        if key not in self._found:
+            self._found[key] = self._find(module, node, name, depth)
+        return self._found[key]
+
+    def _find(self, module: Module, node: cst.CSTNode, name: str, depth: int) -> Any:
+        first = name.partition(".")[0]
+        if first not in module.names.imports or first == name:
+            here = self._here(module, name)
+            if here is not None:
+                return here
+        qualified = module.names.qualified(node)
+        if "." not in qualified or depth > 4:  # noqa: PLR2004
+            return None
+        origin, _, last = qualified.rpartition(".")
+        for other in self._modules(origin):
+            found = self._here(other, last)
+            if found is None and last in other.names.imports:
+                found = self.find(other, cst.Name(last), depth + 1)
+            if found is not None:
+                return found
+        return self._re_exported(origin, last)
+
+    def _here(self, module: Module, name: str) -> Any:
+        if name in module.classes:
+            return module.classes[name]
+        if name in module.functions:
+            return module.functions[name], module
+        if name in module.values:
+            return module.values[name], module
+        ends = f".{name}"
+        inner = [each for key, each in module.functions.items() if key.endswith(f"<locals>{ends}")]
+        if len(inner) == 1:
+            return inner[0], module
+        local = [each for key, each in module.classes.items() if key.endswith(ends)]
+        return local[0] if len(local) == 1 else None
+
+    def _modules(self, origin: str) -> list[Module]:
+        ends = f".{origin}"
+        named = self._by_name.get(origin.rpartition(".")[2], ())
+        return [each for each in named if f".{module_name(each.path)}".endswith(ends)]
+
+    def _re_exported(self, origin: str, name: str) -> Any:
+        # Out of a package whose `__init__` is not among the parsed files.
+        package = f".{origin.rpartition('.')[2]}."
+        found = [
+            here
+            for each in self._defining.get(name, ())
+            if package in f".{module_name(each.path)}."
+            and (here := self._here(each, name)) is not None
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def function(self, module: Module, node: cst.CSTNode, owner: Class | None) -> Any:
+        """
+        Find the function that a registration or a delegation names, and its module.
+        """
+        if isinstance(node, cst.Call):
+            return self._made(module, node)
+        if isinstance(node, cst.Attribute):
+            method = self._method(module, node, owner)
+            if method is not None:
+                return method
+        found = self.find(module, node)
+        if isinstance(found, tuple):
+            what, where = found
+            if isinstance(what, cst.FunctionDef):
+                return what, where
+            if isinstance(what, cst.Call):
+                return self._made(where, what)
+        return None, None
+
+    def _method(self, module: Module, node: cst.Attribute, owner: Class | None) -> Any:
+        name = node.attr.value
+        if isinstance(node.value, cst.Call) and dotted(node.value.func) == "super":
+            return None if owner is None else inherited(owner, name)
+        if dotted(node.value) in {"self", "cls"} and owner is not None:
+            if name in owner.methods:
+                return owner.methods[name], owner.module
+            return inherited(owner, name)
+        if isinstance(node.value, cst.Call):
+            made = self.find(module, node.value.func)
+            if isinstance(made, Class):
+                method = made.methods.get(name)
+                return inherited(made, name) if method is None else (method, made.module)
+        if dotted(node) and dotted(node).partition(".")[0] in module.names.imports:
+            return None
+        # Some object: the one method of that name, where there is one.
+        found = [
+            (each.methods[name], each.module)
+            for each in self.all_classes()
+            if name in each.methods and takes_call_next(each.methods[name])
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _made(self, module: Module, node: cst.Call) -> Any:
+        # An object with `__call__`, or what a function returns.
+        found = self.find(module, node.func)
+        if isinstance(found, Class):
+            if "__call__" in found.methods:
+                return found.methods["__call__"], found.module
+            return inherited(found, "__call__") or (None, None)
+        if isinstance(found, tuple) and isinstance(found[0], cst.FunctionDef):
+            factory, where = found
+            inner = {
+                each.name.value: each
+                for each in find(factory.body, cst.FunctionDef)
+                if takes_call_next(each)
+            }
+            names = {dotted(each.value) for each in find(factory.body, cst.Return) if each.value}
+            chosen = [each for name, each in inner.items() if name in names]
+            if len(chosen) == 1:
+                return chosen[0], where
+        return None, None
+
+
+def ancestors(each: Class) -> list[Class]:
+    """
+    Give the bases of a class, and theirs.
+    """
+    queue = list(each.parents)
+    for parent in queue:
+        queue.extend(other for other in parent.parents if other not in queue)
+    return queue
+
+
+def inherited(owner: Class, name: str) -> Any:
+    """
+    Find a method among the bases of a class, and its module.
+    """
+    for parent in ancestors(owner):
+        if name in parent.methods:
+            return parent.methods[name], parent.module
+    return None
+
+
+def is_super(func: cst.BaseExpression) -> bool:
+    """
+    Tell whether it is a method of `super()`.
+    """
+    return (
+        isinstance(func, cst.Attribute)
+        and isinstance(func.value, cst.Call)
+        and dotted(func.value.func) == "super"
+    )

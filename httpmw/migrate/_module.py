@@ -1,0 +1,302 @@
+# One file of the run: its functions, classes and registrations.
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ._names import Names, children, dotted, find, is_http_decorator, last_name
+from ._positions import positions
+from ._references import references
+from ._scan import Problem
+
+if TYPE_CHECKING:
+    from ._unit import Unit
+
+__all__ = [
+    "BASE",
+    "ORIGINS",
+    "Class",
+    "Module",
+    "Registration",
+    "dispatch_argument",
+    "imports_base",
+    "is_base_init",
+    "read",
+    "targets",
+]
+
+BASE = "BaseHTTPMiddleware"
+ORIGINS = ("starlette", "fastapi", "httpmw")
+IMPORT_ERRORS = {"ImportError", "ModuleNotFoundError"}
+# Locks that remember the task that took them.
+LOCKS = {
+    f"{library}.{name}"
+    for library in ("anyio", "trio")
+    for name in ("CapacityLimiter", "Lock", "StrictFIFOLock")
+}
+
+
+@dataclass(eq=False)
+class Class:
+    module: Module
+    qualname: str
+    node: cst.ClassDef
+    methods: dict[str, cst.FunctionDef] = field(default_factory=dict)
+    # Whether one of its bases is Starlette's class, by itself.
+    direct: bool = False
+    parents: list[Class] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    # Whether it derives from Starlette's class, or is a base of a class that does.
+    derives: bool = False
+    # All classes that are related to it, with itself.
+    family: list[Class] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Registration:
+    """
+    `app.add_middleware(BaseHTTPMiddleware, dispatch=fn)` and the like.
+    """
+
+    call: cst.Call
+    # `'app.middleware("http")(fn)'` or `"dispatch="`.
+    how: str
+    target: cst.BaseExpression | None
+    owner: Class | None
+    unit: Unit | None = None
+
+
+@dataclass(eq=False)
+class Module:
+    """
+    One file of the run that has something to do with `call_next`.
+    """
+
+    path: str
+    source: str
+    tree: cst.Module
+    names: Names
+    functions: dict[str, cst.FunctionDef] = field(default_factory=dict)
+    qualnames: dict[int, str] = field(default_factory=dict)
+    owners: dict[int, Class | None] = field(default_factory=dict)
+    classes: dict[str, Class] = field(default_factory=dict)
+    # Module level `name = value`.
+    values: dict[str, cst.BaseExpression] = field(default_factory=dict)
+    registrations: list[Registration] = field(default_factory=list)
+    units: dict[int, Unit] = field(default_factory=dict)
+    problems: list[tuple[Problem, str]] = field(default_factory=list)
+    # The calls in a test that get `as_call_next`, with the unit that each calls.
+    by_hand: list[tuple[cst.Call, Unit]] = field(default_factory=list)
+
+    _positions: dict[cst.CSTNode, tuple[int, int]] = field(default_factory=dict)
+    _locks: frozenset[str] | None = None
+    _returned: set[int] | None = None
+    _named: Counter[str] | None = None
+    _references: dict[str, list[cst.Name]] | None = None
+
+    def forget(self) -> None:
+        """
+        Forget what was found out, when other files have come in.
+        """
+        self.units.clear()
+        self.problems.clear()
+        self.by_hand.clear()
+        for each in self.classes.values():
+            each.direct = each.derives = False
+            each.parents, each.units, each.problems, each.family = [], [], [], []
+        for registration in self.registrations:
+            registration.unit = None
+
+    def returned(self) -> set[int]:
+        """
+        Give the ids of what is returned in the module.
+        """
+        if self._returned is None:
+            self._returned = {
+                id(each.value) for each in find(self.tree, cst.Return) if each.value is not None
+            }
+        return self._returned
+
+    def named(self, name: str) -> int:
+        """
+        Count the functions of a name.
+        """
+        if self._named is None:
+            self._named = Counter(each.name.value for each in self.functions.values())
+        return self._named[name]
+
+    def references(self, name: str) -> list[cst.Name]:
+        """
+        Give the uses of a name of the module.
+        """
+        if self._references is None:
+            self._references = references(self.tree)
+        return self._references.get(name, [])
+
+    def is_base(self, node: cst.CSTNode) -> bool:
+        if isinstance(node, cst.Name) and node.value == BASE and BASE not in self.names.imports:
+            # From nowhere, as in an excerpt: it means Starlette's, if it is not the file's own.
+            return BASE not in self.classes and BASE not in self.values
+        return self.names.is_from(node, BASE, ORIGINS)
+
+    def locate(self, nodes: Iterable[cst.CSTNode]) -> None:
+        """
+        Find the positions of some nodes, all at once.
+        """
+        new = [node for node in nodes if node not in self._positions]
+        self._positions.update(positions(self.tree, new))
+
+    def position(self, node: cst.CSTNode) -> tuple[int, int]:
+        """
+        Give line and column of a node, both from 1.
+        """
+        self.locate([node])
+        return self._positions.get(node, (1, 1))
+
+    def where(self, node: cst.CSTNode) -> str:
+        return f"{self.path}:{self.position(node)[0]}"
+
+    def guarded_import(self) -> cst.CSTNode | None:
+        """
+        Find an import of Starlette's class that has a fallback.
+        """
+        if not any(name in self.source for name in IMPORT_ERRORS):
+            return None
+        for node in find(self.tree, cst.Try):
+            caught = {each.value for one in node.handlers for each in find(one, cst.Name)}
+            for each in find(node.body, cst.ImportFrom):
+                if caught & IMPORT_ERRORS and imports_base(each):
+                    found: cst.ImportFrom = each
+                    return found
+        return None
+
+    def locks(self) -> frozenset[str]:
+        """
+        Find the names of locks that belong to a task.
+        """
+        if self._locks is None:
+            self._locks = frozenset(
+                last_name(target)
+                for node in find(self.tree, cst.Assign, cst.AnnAssign)
+                if isinstance(node.value, cst.Call)
+                and self.names.qualified(node.value.func) in LOCKS
+                for target in targets(node)
+            )
+        return self._locks
+
+
+def imports_base(node: cst.ImportFrom) -> bool:
+    """
+    Tell whether it imports Starlette's class.
+    """
+    return not isinstance(node.names, cst.ImportStar) and any(
+        dotted(each.name) == BASE for each in node.names
+    )
+
+
+def targets(node: cst.Assign | cst.AnnAssign) -> list[cst.BaseExpression]:
+    """
+    Give what an assignment assigns to.
+    """
+    if isinstance(node, cst.AnnAssign):
+        return [node.target]
+    return [each.target for each in node.targets]
+
+
+def read(path: str, source: str) -> Module:
+    """
+    Parse a file.
+
+    Raises:
+        libcst.ParserSyntaxError: It is no Python.
+    """
+    tree = cst.parse_module(source)
+    module = Module(path, source, tree, Names(tree, path))
+    _collect(module)
+    return module
+
+
+def _collect(module: Module) -> None:
+    stack: list[tuple[cst.CSTNode, str, Class | None]] = [(module.tree, "", None)]
+    while stack:
+        node, prefix, owner = stack.pop()
+        for each in children(node):
+            if isinstance(each, cst.ClassDef):
+                qualname = prefix + each.name.value
+                inner = Class(module, qualname, each)
+                module.classes[qualname] = inner
+                stack.append((each.body, f"{qualname}.", inner))
+                stack.extend((d, prefix, owner) for d in (*each.decorators, *each.bases))
+            elif isinstance(each, cst.FunctionDef):
+                qualname = prefix + each.name.value
+                while qualname in module.functions:
+                    qualname += "'"
+                module.functions[qualname] = each
+                module.qualnames[id(each)] = qualname
+                method = owner if prefix and owner and prefix == f"{owner.qualname}." else None
+                module.owners[id(each)] = method
+                if method is not None:
+                    method.methods[each.name.value] = each
+                stack.append((each.body, f"{qualname}.<locals>.", owner))
+                stack.extend((d, prefix, owner) for d in each.decorators)
+            else:
+                if isinstance(each, cst.Call):
+                    registration = _registration(module, each, owner)
+                    if registration is not None:
+                        module.registrations.append(registration)
+                elif isinstance(each, cst.Assign) and not prefix:
+                    for target in each.targets:
+                        if isinstance(target.target, cst.Name):
+                            module.values[target.target.value] = each.value
+                elif isinstance(each, cst.AnnAssign) and not prefix and each.value is not None:
+                    module.values[dotted(each.target)] = each.value
+                stack.append((each, prefix, owner))
+
+
+def _registration(module: Module, call: cst.Call, owner: Class | None) -> Registration | None:
+    func = call.func
+    if isinstance(func, cst.Call) and is_http_decorator(func) and len(call.args) == 1:
+        return Registration(call, 'app.middleware("http")(fn)', call.args[0].value, owner)
+    for position, arg in enumerate(call.args):
+        if not module.is_base(arg.value):
+            continue
+        if last_name(func) in {"isinstance", "issubclass", "cast", "TypeVar"}:
+            return None
+        return Registration(call, "dispatch=", dispatch_argument(call.args[position + 1 :]), owner)
+    if module.is_base(func):
+        return Registration(call, "dispatch=", dispatch_argument(call.args[1:]), owner)
+    return None
+
+
+def dispatch_argument(args: Iterable[cst.Arg]) -> cst.BaseExpression | None:
+    """
+    Give the argument that is the dispatch function, of those behind the app or the class.
+    """
+    args = list(args)
+    for arg in args:
+        if arg.keyword is not None and arg.keyword.value == "dispatch":
+            return arg.value
+    if args and args[0].keyword is None and not args[0].star:
+        return args[0].value
+    return None
+
+
+def is_base_init(module: Module, call: cst.Call) -> bool:
+    """
+    Tell whether it is `super().__init__(...)` or `BaseHTTPMiddleware.__init__(...)`.
+    """
+    func = call.func
+    return (
+        isinstance(func, cst.Attribute)
+        and func.attr.value == "__init__"
+        and (
+            module.is_base(func.value)
+            or (isinstance(func.value, cst.Call) and dotted(func.value.func) == "super")
+        )
+    )

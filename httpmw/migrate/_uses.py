@@ -1,0 +1,210 @@
+# Uses of a unit that are neither its registration nor a delegation to it.
+#
+# Rule 1: a function that became a generator cannot be awaited: any use that is not understood
+# leaves it as it was.
+# Rule 2: in a file of tests a call by hand, `middleware.dispatch(request, call_next)`, is kept
+# working.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+import libcst as cst
+
+from ._lookup import Lookup, inherited, is_super
+from ._module import Class, Module, targets
+from ._names import dotted, find, last_name, own_scope
+from ._scan import Problem, snippet
+from ._unit import Unit
+
+__all__ = ["Uses", "is_test"]
+
+
+class Uses:
+    """
+    The other uses of the units of a run.
+    """
+
+    def __init__(self, lookup: Lookup, units: Sequence[Unit]) -> None:
+        self.lookup = lookup
+        self.units = units
+
+    def find(self) -> None:
+        """
+        Go through the uses of each unit.
+        """
+        for unit in self.units:
+            name = unit.node.name.value
+            if unit.owner is not None and name == "__call__":
+                self._uses_of_instances(unit)
+            if unit.registered == "class" or name in {"dispatch", "__call__"}:
+                continue
+            for module in self.lookup.modules.values():
+                if unit.owner is None:
+                    self._uses_of_name(unit, name, module)
+                elif module is unit.module:
+                    self._uses_of_attribute(unit, name, module)
+        self._calls_by_hand()
+
+    def _uses_of_name(self, unit: Unit, name: str, module: Module) -> None:
+        if module is not unit.module:
+            found = (
+                self.lookup.find(module, cst.Name(name)) if name in module.names.imports else None
+            )
+            if not isinstance(found, tuple) or found[0] is not unit.node:
+                return
+        elif "<locals>" not in unit.qualname and module.named(name) != 1:
+            return
+        understood = set(unit.uses)
+        if "<locals>" in unit.qualname:
+            # A function that returns it: who calls that registers it.
+            understood |= module.returned()
+        self._each_use(unit, name, module, understood)
+
+    def _uses_of_instances(self, unit: Unit) -> None:
+        # `middleware = TokenScoping()` at module level, and who imports it.
+        for home in self.lookup.modules.values():
+            for name, value in home.values.items():
+                if not isinstance(value, cst.Call):
+                    continue
+                if self.lookup.find_class(home, value.func) is not unit.owner:
+                    continue
+                unit.aliases.add(name)
+                for module in self.lookup.modules.values():
+                    if module is home or self.lookup.find(module, cst.Name(name)) == (value, home):
+                        attributes = {id(each.value) for each in find(module.tree, cst.Attribute)}
+                        targets = {id(each.target) for each in find(module.tree, cst.AssignTarget)}
+                        understood = unit.uses | attributes | targets
+                        self._each_use(unit, name, module, understood)
+
+    def _each_use(self, unit: Unit, name: str, module: Module, understood: set[int]) -> None:
+        calls: dict[int, cst.Call] = {}
+        if is_test(module.path) and module.references(name):
+            calls = {
+                id(call.func): call
+                for call in find(module.tree, cst.Call)
+                if len(call.args) == 2  # noqa: PLR2004
+            }
+        for node in module.references(name):
+            if id(node) in understood:
+                continue
+            if id(node) in calls:
+                module.by_hand.append((calls[id(node)], unit))
+                continue
+            unit.say("HM113", unit.node, name=name, what=module.where(node))
+            return
+
+    def _uses_of_attribute(self, unit: Unit, name: str, module: Module) -> None:
+        for node in find(module.tree, cst.Attribute):
+            if node.attr.value != name or dotted(node.value) not in {"self", "cls"}:
+                continue
+            if id(node.attr) not in unit.uses:
+                unit.say("HM113", unit.node, name=name, what=module.where(node))
+                return
+
+    def _calls_by_hand(self) -> None:
+        """
+        Find `middleware.dispatch(request, call_next)` where nothing else is known of it.
+        """
+        delegated = {id(site.call) for unit in self.units for site in unit.delegations()}
+        entries = [unit for unit in self.units if unit.owner is not None]
+        if not entries:
+            return
+        for module in self.lookup.modules.values():
+            if "dispatch(" not in module.source and "call_next)" not in module.source:
+                continue
+            everywhere: dict[str, list[Class | None]] = {}
+            scopes: list[tuple[list[cst.Call], dict[str, list[Class | None]]]] = []
+            for scope in (module.tree, *find(module.tree, cst.FunctionDef)):
+                calls, instances = self._called_in(module, scope)
+                scopes.append((calls, instances))
+                for name, made in instances.items():
+                    everywhere.setdefault(name, []).extend(made)
+            for calls, instances in scopes:
+                for call in calls:
+                    if id(call) not in delegated:
+                        self._call_by_hand(module, call, {**everywhere, **instances})
+
+    def _called_in(
+        self, module: Module, scope: cst.CSTNode
+    ) -> tuple[list[cst.Call], dict[str, list[Class | None]]]:
+        """
+        Find the calls in a scope that may be of a middleware, and what its variables are.
+        """
+        calls: list[cst.Call] = []
+        instances: dict[str, list[Class | None]] = {}
+
+        def note(name: str, value: Any) -> None:
+            if isinstance(value, cst.Call):
+                each = self.lookup.find_class(module, value.func)
+                if each is not None or name in {"middleware", "mw"}:
+                    instances.setdefault(name, []).append(each)
+
+        for node in own_scope(scope):
+            if isinstance(node, cst.Call):
+                by_name = last_name(node.func) == "dispatch" and isinstance(
+                    node.func, cst.Attribute
+                )
+                if len(node.args) == 2 and (  # noqa: PLR2004
+                    by_name or last_name(node.args[1].value) == "call_next"
+                ):
+                    calls.append(node)
+            elif isinstance(node, (cst.Assign, cst.AnnAssign)):
+                for target in targets(node):
+                    note(last_name(target), node.value)
+            elif isinstance(node, (cst.Return, cst.Yield)) and isinstance(scope, cst.FunctionDef):
+                note(scope.name.value, node.value)
+                # What a fixture has made and put into a variable.
+                if made := instances.get(dotted(node.value)):
+                    instances.setdefault(scope.name.value, []).extend(made)
+        return calls, instances
+
+    def _call_by_hand(
+        self, module: Module, call: cst.Call, instances: dict[str, list[Class | None]]
+    ) -> None:
+        by_name = last_name(call.func) == "dispatch" and isinstance(call.func, cst.Attribute)
+        unit = self._unit_called(module, call, instances, by_name=by_name)
+        if unit is not None and is_test(module.path):
+            module.by_hand.append((call, unit))
+        elif unit is not None:
+            unit.say("HM113", unit.node, name=unit.node.name.value, what=module.where(call))
+        elif by_name and not is_super(call.func) and dotted(call.func) != "self.dispatch":
+            module.problems.append((Problem("HM212", call, {"what": snippet(call)}), ""))
+
+    def _unit_called(
+        self,
+        module: Module,
+        call: cst.Call,
+        instances: dict[str, list[Class | None]],
+        *,
+        by_name: bool,
+    ) -> Unit | None:
+        func: Any = call.func
+        receiver = func.value if by_name else func
+        if isinstance(receiver, cst.Call):
+            made = [self.lookup.find_class(module, receiver.func)]
+        else:
+            made = instances.get(last_name(receiver), [])
+        methods = {self._entry(each, "dispatch" if by_name else "__call__") for each in made}
+        return methods.pop() if len(methods) == 1 else None
+
+    def _entry(self, each: Class | None, name: str) -> Unit | None:
+        if each is None:
+            return None
+        method = each.methods.get(name)
+        found = (method, each.module) if method is not None else inherited(each, name)
+        return None if found is None else found[1].units.get(id(found[0]))
+
+
+def is_test(path: str) -> bool:
+    """
+    Tell by its name whether a file is one of tests.
+    """
+    parts = PurePath(path).parts
+    return bool(
+        {"test", "tests"} & set(parts)
+        or parts[-1].startswith(("test_", "conftest"))
+        or parts[-1].endswith("_test.py")
+    )
