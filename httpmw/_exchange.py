@@ -48,7 +48,7 @@ from ._context import open_scopes, running_loop, trio_task
 from ._drive import Turn
 from ._errors import NoResponseError
 from ._response import AppResponse, Outcome
-from ._travel import WAITING, Discarded, Outbound, Replacement, not_a_new_response
+from ._travel import COUNTED, PASSING, WAITING, Discarded, Outbound, Replacement, not_a_new_response
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
 _new: Final[Any] = object.__new__
@@ -181,7 +181,8 @@ class Adapter:
                         raise
                     except BaseException as exc:
                         failure = exc
-                    if not exchange.is_plainly_over():
+                    ended = exchange.state
+                    if ended is not PASSING and (ended is not COUNTED or exchange.taken):
                         failure = await exchange.finish(exchange.source, failure)
             if waiting or not exchange.plain:
                 failure = await exchange.end(failure)

@@ -5,6 +5,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
+from starlette.background import BackgroundTask
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -78,6 +79,9 @@ class AppResponse(Response):
     _chunks: ResponseChunks | None = None
     # What most responses never come to is not set in each of them.
 
+    background: BackgroundTask | None
+    # None as long as nobody has asked for the body: it is still to come from the source.
+    _body: Body | None
     # The body as this layer received it.
     _given_body: Body | None = None
     _bytes: bytes | None = None
@@ -94,9 +98,7 @@ class AppResponse(Response):
         self._message = message
         self.status_code = status
         self.headers = headers
-        self.background = None
-        # None as long as nobody has asked for the body: it is still to come from the source.
-        self._body: Body | None = None
+        self.background = self._body = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:  # noqa: ARG002
         raise _errors.called_response()

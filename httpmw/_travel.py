@@ -69,6 +69,8 @@ class Discarded(OSError):
         return self._is_behind(exc.__cause__) or self._is_behind(context)
 
 
+_new: Final[Any] = object.__new__
+
 WAITING: Final = 0  # for the start
 TRAVELLING: Final = 1  # the start is on its way outward, or waits for a body
 PASSING: Final = 2  # messages go straight to the server
@@ -251,8 +253,15 @@ class Outbound(Driven):
         if self.state is not WAITING:  # another one came first
             await self._send(message)
             return
-        headers = Headers(list(message.get("headers", ())))
-        response = AppResponse(self, message, message["status"], headers)
+        # What their `__init__` does, without the calls.
+        headers = _new(Headers)
+        headers._list = list(message.get("headers", ()))
+        response = _new(AppResponse)
+        response._outbound = self
+        response._message = message
+        response.status_code = message["status"]
+        response.headers = headers
+        response.background = response._body = None
         self.state = TRAVELLING
         if message.get("trailers"):
             self._trailers = True
@@ -554,12 +563,6 @@ class Outbound(Driven):
         return self._body
 
     # ------------------------------------------------------------------ the end of the source
-
-    def is_plainly_over(self) -> bool:
-        """
-        Whether a source that has ended has left nothing behind for `finish`.
-        """
-        return (self.state is PASSING or self.state is COUNTED) and not self.taken
 
     async def finish(self, source: ASGIApp, failure: BaseException | None) -> BaseException | None:
         if self.taken and not _context.is_cancellation(failure):
