@@ -156,6 +156,29 @@ def test_verify(old: Path, capsys: Any) -> None:
     assert "HM180" not in capsys.readouterr().err
 
 
+def test_verify_counts_what_was_run(tmp_path: Path, capsys: Any) -> None:
+    """The last line says how many pairs were run, and which improvements were met how often."""
+    (tmp_path / "typed.py").write_text(
+        "from starlette.middleware.base import BaseHTTPMiddleware\n\n\n"
+        "class Typed(BaseHTTPMiddleware):\n"
+        "    async def dispatch(self, request, call_next):\n"
+        "        response = await call_next(request)\n"
+        "        response.headers['x-type'] = str(response.media_type)\n"
+        "        return response\n"
+    )
+    assert main(["migrate", "--verify", "--json", str(tmp_path)]) == 0
+    verified = json.loads(capsys.readouterr().out)["verified"]
+    assert verified["functions"] == 1
+    assert 0 < verified["identical"] < verified["pairs"]
+    assert verified["improved"]["media-type-known"] > 0
+
+    assert main(["migrate", "--verify", str(tmp_path)]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    better = verified["pairs"] - verified["identical"]
+    assert last.startswith(f"1 function run in {verified['pairs']} pairs: ")
+    assert f" the same, {better} better (media-type-known " in last
+
+
 def test_verify_leaves_what_differs(old: Path, capsys: Any, monkeypatch: Any) -> None:
     """A function whose two versions differ is left, with what differs."""
     real = _run.conversion

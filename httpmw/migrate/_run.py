@@ -9,14 +9,18 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ._convert import Project, Target, conversion, diagnostic, parse
 from ._files import MAX_BYTES, File, Unusable, decoded, discover, load, store, unwritable
 from ._model import Conversion, Diagnostic
+
+if TYPE_CHECKING:
+    from ._verify_judge import Verdict
 
 __all__ = ["EXIT_CHANGES", "EXIT_FILES", "Options", "Result", "run"]
 
@@ -42,6 +46,36 @@ class Options:
 
 
 @dataclass(slots=True)
+class Verified:
+    """
+    What was run in pairs, of the functions that stay converted.
+    """
+
+    functions: int = 0
+    pairs: int = 0
+    identical: int = 0
+    # How many had a listed improvement, and were the same otherwise.
+    improved: Counter[str] = field(default_factory=Counter)
+
+    def add(self, verdict: Verdict) -> None:
+        self.functions += 1
+        self.pairs += verdict.pairs
+        self.identical += verdict.identical
+        self.improved.update(verdict.improvements)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{name} {count}" for name, count in self.improved.most_common())
+        better = self.pairs - self.identical
+        return (
+            f"{_count(self.functions, 'function')} run in {_count(self.pairs, 'pair')}: "
+            f"{self.identical} the same, {better} better{f' ({names})' if names else ''}."
+        )
+
+
+@dataclass(slots=True)
 class Result:
     """
     What became of all files.
@@ -52,6 +86,7 @@ class Result:
     unusable: list[Diagnostic] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
     files: int = 0
+    verified: Verified | None = None
 
     def diagnostics(self) -> list[Diagnostic]:
         every = [each for one in self.conversions for each in one.diagnostics]
@@ -148,6 +183,7 @@ def _verify(project: Project, result: Result, progress: _Progress) -> None:
     from ._verify import verify  # noqa: PLC0415 - half a package that few runs need
 
     notes: dict[str, list[Diagnostic]] = {}
+    result.verified = Verified()
     for each in progress.over(result.changed(), "verifying"):
         module = project.modules[each.path]
         for verdict in verify(each.source, each.code, each.conversions):
@@ -157,6 +193,8 @@ def _verify(project: Project, result: Result, progress: _Progress) -> None:
                 notes.setdefault(each.path, []).append(
                     _not_run(each.path, verdict.line, verdict.qualname, verdict.problem)
                 )
+            else:
+                result.verified.add(verdict)
     result.conversions = [
         conversion(project, project.modules[each.path], "generator") for each in result.conversions
     ]
@@ -202,6 +240,8 @@ def _print(options: Options, result: Result, out: TextIO, err: TextIO) -> None:
             file=err,
         )
     print(summary(options, result), file=err)
+    if result.verified is not None:
+        print(result.verified, file=err)
 
 
 def summary(options: Options, result: Result) -> str:
@@ -257,6 +297,7 @@ def _print_json(options: Options, result: Result, out: TextIO) -> None:
         ],
         "diagnostics": [each.as_dict() for each in result.diagnostics()],
         "summary": summary(options, result),
+        "verified": result.verified and result.verified.as_dict(),
     }
     json.dump(document, out, indent=2)
     out.write("\n")
