@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -71,6 +71,11 @@ class BodyTooLarge(HTTPMWError, HTTPException):
 class BodyNotRead(MiddlewareError, AttributeError):
     # Also an AttributeError, so that `hasattr(response, "body")` answers False instead of failing.
     pass
+
+
+# A traceback names the place to import it from.
+for _each in (HTTPMWError, MiddlewareError, NoResponseError, StackError, BodyTooLarge):
+    _each.__module__ = __package__
 
 
 # Who: a middleware function is named by its qualified name, its file and a line.
@@ -253,10 +258,19 @@ def yield_after_response(flow: object) -> MiddlewareError:
 
 
 def bad_yield(flow: object, got: object) -> MiddlewareError:
-    return MiddlewareError(
-        f"middleware function {place(flow)} yielded {got!r}, a {type(got).__name__}.\n"
+    remedy = (
         "Yield nothing to run the inner app, or a starlette.responses.Response, such as "
         "`yield JSONResponse(...)`, to answer."
+    )
+    if isinstance(got, CoroutineType):
+        code = got.cr_code
+        remedy = (
+            f"Write `yield await {got.__name__}(...)` if it gives a response. If it is to be "
+            "delegated to as a middleware function, it lacks its `yield` "
+            f"({code.co_filename}:{code.co_firstlineno})."
+        )
+    return MiddlewareError(
+        f"middleware function {place(flow)} yielded {got!r}, a {type(got).__name__}.\n{remedy}"
     )
 
 

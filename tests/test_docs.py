@@ -5,8 +5,8 @@ Every Python block of the README and the docs does what the page says.
 2. Each middleware function in it stands around an app, and the requests below are answered.
 3. An `app` in it answers them as well.
 4. Before that, each `test_` function without parameters in it passes.
-5. Under the title "Refused: words" it is the other way round: a `TypeError` when the block runs,
-   an error of httpmw from a request, or a test that fails, with those words in its message.
+5. Under the title "Refused: words" it is the other way round: a `SyntaxError`, a `TypeError`, an
+   error of httpmw from a request, or a test that fails, with those words in its message.
 6. What is not httpmw's, such as the code before a migration, is fenced as `py` and only compiled.
 7. A block that is included from a file (`--8<--`) is compiled; the file has tests of its own.
 8. On a page whose blocks are titled with names of files, these are the files of one project: a
@@ -59,7 +59,10 @@ FENCE = re.compile(
 )
 FILE = re.compile(r"(?P<add>add to )?(?P<name>\w+\.py)")
 INCLUDE = re.compile(r'^( *)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"$', re.MULTILINE)
+SPEED = re.compile(r"\b(costs?|fast(er|est)?|slower|cheap(er|ly)?|speed|worth)\b|µs")
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
+
+REFUSALS = (SyntaxError, TypeError, HTTPMWError, AssertionError)
 
 REQUESTS: list[dict[str, Any]] = [
     {},
@@ -141,20 +144,19 @@ async def test_block(name: str, title: str | None, code: str, anyio_backend: str
     namespace: dict[str, Any] = {"__name__": "block"}
     exec(PRELUDE, namespace)  # noqa: S102
     before = set(namespace)
-    compiled = compile(code, name, "exec", dont_inherit=True)
     if title is not None:
         words = title.removeprefix("Refused: ")
         assert words != title
-        with pytest.raises((TypeError, HTTPMWError, AssertionError), match=re.escape(words)):
-            await run(compiled, namespace, before)
+        with pytest.raises(REFUSALS, match=re.escape(words)):
+            await run(code, name, namespace, before)
     else:
-        await run(compiled, namespace, before)
+        await run(code, name, namespace, before)
 
 
-async def run(compiled: Any, namespace: dict[str, Any], before: set[str]) -> None:
-    exec(compiled, namespace)  # noqa: S102
-    for name, value in list(namespace.items()):
-        if name.startswith("test_") and not inspect.signature(value).parameters:
+async def run(code: str, name: str, namespace: dict[str, Any], before: set[str]) -> None:
+    exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102
+    for defined, value in list(namespace.items()):
+        if defined.startswith("test_") and not inspect.signature(value).parameters:
             if inspect.iscoroutinefunction(value):
                 await value()
             else:  # it may run event loops of its own
@@ -183,7 +185,7 @@ async def test_error_is_shown_as_it_is(code: str, said: str, anyio_backend: str)
     exec(PRELUDE, namespace)  # noqa: S102
     before = set(namespace)
     with pytest.raises((TypeError, HTTPMWError)) as raised:
-        await run(compile(code, "layers.py", "exec", dont_inherit=True), namespace, before)
+        await run(code, "layers.py", namespace, before)
 
     assert f"{raised.type.__name__}: {raised.value}\n" == said
 
@@ -339,6 +341,17 @@ def test_other_blocks_are_what_they_say(page: Path) -> None:
                 if words[:2] == ["python", "-m"] and words[2] != "venv":
                     path = ROOT / words[2].replace(".", "/")
                     assert path.is_dir() or path.with_suffix(".py").exists(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_speed_is_measured(page: Path) -> None:
+    """A sentence about speed names the benchmark behind it, or stands on the page of those."""
+    if page.stem == "performance":
+        return
+    text = FENCE.sub("", page.read_text())
+    spoken = [line for line in text.splitlines() if SPEED.search(line)]
+
+    assert [line for line in spoken if "bench" not in line] == []
 
 
 def test_every_page_is_found() -> None:

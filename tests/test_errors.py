@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import pickle
 import sys
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -101,6 +103,14 @@ def test_tree_is_whole() -> None:
         "NoResponseError",
         "StackError",
     }
+
+
+def test_traceback_names_the_public_place() -> None:
+    """What a traceback calls the exception is what can be imported."""
+    assert traceback.format_exception_only(MiddlewareError("no"))[0] == (
+        "httpmw.MiddlewareError: no\n"
+    )
+    assert isinstance(pickle.loads(pickle.dumps(NoResponseError("no"))), NoResponseError)  # noqa: S301
 
 
 def test_middleware_error_is_no_http_exception() -> None:
@@ -503,7 +513,8 @@ async def test_yield_of_a_coroutine(layers: Layers) -> None:
 
     error, server = await misuse(layers(plain_inner(), wrong))
 
-    explained(error, wrong, "coroutine")
+    explained(error, wrong, "coroutine", "`yield await no_yield(...)`")
+    explained(str(error).partition("lacks its `yield`")[2] + " no_yield", no_yield)
     assert server.sent == []
 
 
