@@ -75,7 +75,7 @@ class BodyNotRead(MiddlewareError, AttributeError):
 
 # A traceback names the place to import it from.
 for _each in (HTTPMWError, MiddlewareError, NoResponseError, StackError, BodyTooLarge):
-    _each.__module__ = __package__
+    _each.__module__ = "httpmw"
 
 
 # Who: a middleware function is named by its qualified name, its file and a line.

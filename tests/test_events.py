@@ -233,6 +233,28 @@ async def test_replacement_that_fails(spec: str | None, layers: Layers) -> None:
     assert not server.complete
 
 
+async def test_early_answer_that_fails(layers: Layers) -> None:
+    """What an early answer raises while it is sent is raised at the yield that gave it."""
+    error = LookupError("in the answer")
+    seen: list[BaseException] = []
+
+    class Broken(PlainTextResponse):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await raising(error, start(503), body(b"some", more=True))(scope, receive, send)
+
+    async def answers(conn: Connection) -> Flow:
+        try:
+            yield Broken("")
+        except LookupError as caught:
+            seen.append(caught)
+            raise
+
+    server = await request(layers(plain_inner(), answers), keep_error=True)
+    assert seen == [error]
+    assert server.error is error
+    assert server.types == ["start", "body"]
+
+
 # A flow raises after it got the response.
 
 
@@ -1021,6 +1043,35 @@ def native_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+async def test_app_makes_an_error_of_the_cancellation(spec: str | None, layers: Layers) -> None:
+    """The error comes to the functions and out, and no cancellation is put in its place."""
+    error = ConnectionError("the database did not like to be interrupted")
+    server = Server(spec=spec)
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"x", more=True))
+        around.cancel()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            raise error from None
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        try:
+            yield response
+        except BaseException as caught:
+            seen.extend([caught, response.outcome])
+            raise
+
+    with anyio.CancelScope() as around:
+        await server.run(layers(app, mw), keep_error=True)
+    assert seen == [error, "failed"]
+    assert server.error is error
 
 
 @MODES

@@ -12,12 +12,24 @@ from starlette.types import Receive, Scope, Send
 from httpmw import Connection, Flow
 from tests.harness import Server, body, passing, stack, start
 from tools.mutate import check
-from tools.mutations import MUTATIONS
+from tools.mutations import MUTATIONS, Mutation
 
 
 def test_every_mutation_applies() -> None:
-    """Each text is in the engine exactly once; the message says which one is not."""
+    """Each text is in the engine exactly once, and each test is there; the message says which."""
     assert check() == []
+
+
+def test_mutation_that_is_out_of_date_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is gone is a complaint, too: that pytest does not find it is no kill."""
+    test = "tests/test_events.py::test_that_is_gone"
+    stale = Mutation("stale", MUTATIONS[0].file, "text that is gone", "", tests=test)
+    monkeypatch.setattr("tools.mutate.MUTATIONS", [stale])
+
+    complaints = check()
+
+    assert complaints[0].startswith("'stale': its text is 0 times in ")
+    assert complaints[1:] == [f"'stale': there is no {test}"]
 
 
 def test_there_are_enough_mutations() -> None:

@@ -141,6 +141,24 @@ async def test_body_is_read_by_layers_and_by_the_app(
     assert got == [expected, expected, expected]
 
 
+async def test_body_is_read_by_a_layer_and_by_its_answer(fused: bool) -> None:
+    """What a layer answers with gets the whole body too, though the layer has read it."""
+
+    class Echo(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await echo(scope, receive, send)
+
+    async def answering(conn: Connection) -> Flow:
+        assert await conn.body() == b"abc"
+        yield Echo()
+
+    server = await request(
+        stack(ignore, nothing, answering, fused=fused), method="POST", body=[b"a", b"bc"]
+    )
+
+    assert server.body == b"abc"
+
+
 async def test_form_closes_as_a_context_manager() -> None:
     """`async with conn.form()` works before the yield and leaves the body to the app."""
 
@@ -1050,6 +1068,33 @@ async def test_disconnect_reaches_the_app_past_a_transform_that_ended(fused: boo
     await server.run(layered, keep_error=True)
 
     assert got == [b"AB", False, True]
+
+
+async def test_two_tasks_of_the_app_receive_through_a_transform(fused: bool) -> None:
+    """The second waits until the transform has made what the first one gets."""
+    got: list[tuple[bytes, bool]] = []
+
+    async def slow(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async for chunk in chunks:
+            await anyio.lowlevel.checkpoint()
+            yield chunk.upper()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def take() -> None:
+            message = await receive()
+            got.append((message["body"], message["more_body"]))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(take)
+        await ignore(scope, receive, send)
+
+    server = await request(
+        stack(app, nothing, transforming(slow), fused=fused), method="POST", body=[b"a", b"b"]
+    )
+
+    assert server.complete
+    assert got == [(b"A", True), (b"B", True), (b"", False)]
 
 
 async def test_polling_app_does_not_disturb_a_transform(fused: bool) -> None:

@@ -418,6 +418,37 @@ async def test_background_of_a_replacement_runs_after_the_app_ended(
     assert log == ["app ended", "task"]
 
 
+@pytest.mark.parametrize("replaces", [False, True], ids=["passed on", "replaced"])
+async def test_background_does_not_run_after_a_failure(
+    replaces: bool, spec: str | None, fused: bool
+) -> None:
+    """A task that was to follow a response does not run where that response failed half-way."""
+    log: list[str] = []
+
+    async def cut(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"a", more=True))
+        raise ValueError("in the body")
+
+    class Cut(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await cut(scope, receive, send)
+
+    async def adding(conn: Connection) -> Flow:
+        response: Response = yield
+        if replaces:
+            response = Cut()
+        response.background = BackgroundTask(log.append, "task")
+        yield response
+
+    app = script(*STREAMED) if replaces else cut
+    server = await request(stack(app, nothing, adding, fused=fused), spec=spec, keep_error=True)
+
+    assert server.body == b"a"
+    assert str(server.error) == "in the body"
+    assert log == []
+
+
 async def test_failure_of_a_background_task_is_raised(fused: bool) -> None:
     """What a layer's background task raises leaves the adapter, the response is out."""
 
@@ -608,6 +639,45 @@ async def test_app_that_fails_while_the_body_is_read(
     server = await request(stack(app, nothing, layer, fused=fused), spec=spec)
 
     assert seen == ["in the body"]
+    assert (server.status, server.body) == (502, b"failed")
+
+
+@pytest.mark.parametrize("again", ["at once", "under a time limit", "at the end"])
+async def test_reading_again_after_the_app_failed(
+    again: str, spec: str | None, fused: bool
+) -> None:
+    """Whoever reads on behind the end of a body that was cut off is told why, wherever that is."""
+    failure = ValueError("in the body")
+    raised: list[BaseException] = []
+
+    async def read(chunks: AsyncIterator[bytes]) -> None:
+        try:
+            async for _ in chunks:
+                pass
+        except Exception as error:
+            raised.append(error)
+
+    async def layer(conn: Connection) -> Flow:
+        response = yield
+        chunks = response.body_iterator
+        await read(chunks)
+        if again == "at once":
+            await read(chunks)
+        elif again == "under a time limit":
+            with anyio.fail_after(60):
+                await read(chunks)
+        yield PlainTextResponse("failed", 502)
+        if again == "at the end":
+            await read(chunks)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"a", more=True))
+        raise failure
+
+    server = await request(stack(app, nothing, layer, fused=fused), spec=spec)
+
+    assert raised == [failure, failure]
     assert (server.status, server.body) == (502, b"failed")
 
 
@@ -1624,6 +1694,25 @@ async def test_disconnected_behind_a_transform(spec: str | None, fused: bool) ->
 
     assert [response.outcome for response in seen] == ["disconnected", "disconnected"]
     assert server.body == b"X"
+
+
+@pytest.mark.parametrize("function", [nothing, transforming(upper)], ids=["alone", "transformed"])
+async def test_end_of_the_body_that_nobody_gets(function: Dispatch, fused: bool) -> None:
+    """An end that a server takes after it told that the client left makes no `completed`."""
+    seen: list[AppResponse] = []
+    server = Server()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"a", more=True))
+        server.disconnect()
+        await Request(scope, receive).is_disconnected()
+        await send(body(b"b"))
+
+    await server.run(stack(app, accounting(seen), function, accounting(seen), fused=fused))
+
+    assert [response.outcome for response in seen] == ["disconnected", "disconnected"]
+    assert not server.complete
 
 
 async def test_body_that_was_read_but_not_sent(fused: bool) -> None:

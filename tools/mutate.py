@@ -58,6 +58,9 @@ def check() -> list[str]:
             )
         if mutation.old == mutation.new:
             complaints.append(f"{mutation.name!r} changes nothing")
+        file, _, test = mutation.tests.partition("::")
+        if test and f"def {test}(" not in (ROOT / file).read_text():
+            complaints.append(f"{mutation.name!r}: there is no {mutation.tests}")
     names = Counter(mutation.name for mutation in MUTATIONS)
     complaints += [f"{name!r} is there {count} times" for name, count in names.items() if count > 1]
     return complaints
@@ -83,10 +86,34 @@ def run_schedules(backend: str, first: int, count: int) -> int:
 
 STEPS: list[Callable[[Path, Mutation | None], str | None]] = [
     lambda tree, _: _schedules(tree, BEFORE),
-    lambda tree, mutation: _suite(tree, [mutation.tests] if mutation and mutation.tests else []),
+    lambda tree, mutation: _suite(
+        tree, [each.tests for each in MUTATIONS if each.tests and mutation in (None, each)]
+    ),
     lambda tree, _: _suite(tree, SUITE),
     lambda tree, _: _schedules(tree, AFTER),
 ]
+
+
+def plant(names: list[str], workers: int) -> dict[str, str | None] | None:
+    """Take every fault through the steps; give what has noticed it, None if that needs no fault."""
+    outcome: dict[str, str | None] = dict.fromkeys(names)
+    fresh = multiprocessing.get_context("spawn")
+    with fresh.Pool(workers, maxtasksperchild=1) as pool:
+        for step in range(len(STEPS)):
+            left = [name for name in names if outcome[name] is None]
+            if not left:
+                break
+            print(f"step {step + 1} of {len(STEPS)}: {len(left)} are alive", flush=True)
+            # The first one is no fault at all: nothing may notice it.
+            tasks = [(name, step) for name in ["", *left]]
+            for name, noticed, seconds in pool.imap_unordered(survey, tasks):
+                if noticed and not name:
+                    print(f"without any fault this fails already: {noticed}")
+                    return None
+                if noticed:
+                    outcome[name] = noticed
+                    print(f"{noticed:60} {name} ({seconds:.0f} s)", flush=True)
+    return outcome
 
 
 def survey(task: tuple[str, int]) -> tuple[str, str | None, float]:
@@ -167,25 +194,12 @@ def main() -> int:
         print(f"{len(MUTATIONS)} faults, {len(complaints)} complaints")
         return 1 if complaints else 0
 
-    names = [each.name for each in MUTATIONS if options.only in each.name]
-    outcome: dict[str, str | None] = dict.fromkeys(names)
-    fresh = multiprocessing.get_context("spawn")
-    with fresh.Pool(options.workers, maxtasksperchild=1) as pool:
-        for step in range(len(STEPS)):
-            left = [name for name in names if outcome[name] is None]
-            print(f"step {step + 1} of {len(STEPS)}: {len(left)} are alive", flush=True)
-            # The first one is no fault at all: nothing may notice it.
-            tasks = [(name, step) for name in ["", *left]]
-            for name, noticed, seconds in pool.imap_unordered(survey, tasks):
-                if noticed and not name:
-                    print(f"without any fault this fails already: {noticed}")
-                    return 1
-                if noticed:
-                    outcome[name] = noticed
-                    print(f"{noticed:60} {name} ({seconds:.0f} s)", flush=True)
-    alive = [each for each in MUTATIONS if each.name in names and outcome[each.name] is None]
+    outcome = plant([each.name for each in MUTATIONS if options.only in each.name], options.workers)
+    if outcome is None:
+        return 1
+    alive = [each for each in MUTATIONS if outcome.get(each.name, "not asked for") is None]
     unexplained = [each for each in alive if not each.equivalent]
-    print(f"{len(names)} faults, {len(names) - len(alive)} killed, {len(alive)} survived:")
+    print(f"{len(outcome)} faults, {len(outcome) - len(alive)} killed, {len(alive)} survived:")
     for each in alive:
         print(f"  {each.name}: {each.equivalent or 'NO REASON IS KNOWN'}")
     if options.json:

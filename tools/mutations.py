@@ -106,6 +106,35 @@ MUTATIONS = [
                 try:
                     awaited""",
     ),
+    Mutation(
+        "a layer with a `__call__` of its own is fused",
+        EXCHANGE,
+        "return app._httpmw if runs_as_adapter(app)",
+        "return app._httpmw if isinstance(app, Adapter)",
+        tests="tests/test_fusing.py::test_layer_with_a_call_of_its_own_does_not_fuse",
+    ),
+    # An early answer is a response like any other.
+    Mutation(
+        "an early answer goes out past the flows further out",
+        EXCHANGE,
+        "if len(self.waiting) > 1 or self.incoming is not None:",
+        "if self.incoming is not None:",
+        tests="tests/test_rules.py::test_early_answer_passes_the_outer_layers",
+    ),
+    Mutation(
+        "an early answer gets nothing of a body that was read",
+        EXCHANGE,
+        "if len(self.waiting) > 1 or self.incoming is not None:",
+        "if len(self.waiting) > 1:",
+        tests="tests/test_request_body.py::test_body_is_read_by_a_layer_and_by_its_answer",
+    ),
+    Mutation(
+        "what an early answer failed with is lost",
+        EXCHANGE,
+        "return await self._resume(self.waiting.pop(), failure)",
+        "return await self._resume(self.waiting.pop(), None)",
+        tests="tests/test_events.py::test_early_answer_that_fails",
+    ),
     # The start is sent once, before any body, and nothing follows the last message.
     Mutation(
         "a second start goes out past the flows",
@@ -279,6 +308,7 @@ MUTATIONS = [
         EXCHANGE,
         "if failure is None and tail.background is not None:",
         "if tail.background is not None:",
+        tests="tests/test_response.py::test_background_does_not_run_after_a_failure",
     ),
     # Cancellation goes on.
     Mutation(
@@ -286,6 +316,13 @@ MUTATIONS = [
         EXCHANGE,
         "return _context.is_cancellation(failure) and _context.is_cancelled(self.task, owed)",
         "return False",
+        tests="tests/test_events.py::test_swallowed_cancellation_goes_on",
+    ),
+    Mutation(
+        "a cancellation that was answered is over",
+        EXCHANGE,
+        "return answered",
+        "return None",
         tests="tests/test_events.py::test_swallowed_cancellation_goes_on",
     ),
     Mutation(
@@ -300,6 +337,7 @@ MUTATIONS = [
         EXCHANGE,
         "with anyio.CancelScope(shield=True) as scope:",
         "with anyio.CancelScope() as scope:",
+        tests="tests/test_events.py::test_app_makes_an_error_of_the_cancellation",
     ),
     Mutation(
         "an owed cancellation is not seen on asyncio",
@@ -425,6 +463,7 @@ MUTATIONS = [
         """        self.taken = True
         try:
             return await self._pull()""",
+        tests="tests/test_request_body.py::test_two_tasks_of_the_app_receive_through_a_transform",
     ),
     Mutation(
         "a request transform that has failed goes on",
@@ -451,12 +490,13 @@ MUTATIONS = [
         tests="tests/test_response.py::test_other_messages_pass_untouched",
     ),
     Mutation(
-        "who waits for a body that was cut off waits for ever",
+        "what cut a body off is told only once",
         BODY,
         """        if self.thrown is not None:
             raise self.thrown
 """,
         "",
+        tests="tests/test_response.py::test_reading_again_after_the_app_failed",
     ),
     Mutation(
         "flows further in have no word on a body that was cut off",
@@ -465,9 +505,34 @@ MUTATIONS = [
         "while False:",
     ),
     Mutation(
-        "bytes that nobody got are counted as sent",
+        "an end that nobody got completes the response",
         TRAVEL,
         "progress.lost = progress.lost or gone",
         "progress.lost = False",
+        tests="tests/test_response.py::test_end_of_the_body_that_nobody_gets",
+    ),
+    # The books are right.
+    Mutation(
+        "nobody notes when the start was sent",
+        TRAVEL,
+        "tail.response._progress.started_at = now",
+        "pass",
+        tests="tests/test_response.py::test_times_are_in_order",
+    ),
+    Mutation(
+        "the body ends a response that has trailers",
+        BODY,
+        'self.complete = not self._trailers and not message.get("more_body")',
+        'self.complete = not message.get("more_body")',
+        tests="tests/test_response.py::test_accounting_of_a_missing_trailer",
+    ),
+    Mutation(
+        "the body of an answer to HEAD is counted as sent",
+        BODY,
+        """            if not self._head:
+""",
+        """            if True:
+""",
+        tests="tests/test_response.py::test_bytes_of_an_answer_to_head_are_not_sent",
     ),
 ]
