@@ -20,6 +20,7 @@ from typing import Any, Final
 from weakref import ref
 
 import anyio
+import anyio.lowlevel
 
 from . import _errors
 
@@ -205,6 +206,18 @@ def is_cancelled(task: Any, before: int) -> bool:
         return anyio.current_effective_deadline() == -math.inf
     except Exception:  # noqa: BLE001 - outside of asyncio and trio nothing is owed
         return False
+
+
+async def pending_cancellation() -> BaseException | None:
+    """
+    Let a cancellation by a scope around the running task come up, and give it.
+    """
+    if anyio.current_effective_deadline() == -math.inf:
+        try:
+            await anyio.lowlevel.checkpoint()
+        except BaseException as exc:  # noqa: BLE001 - it is handed on
+            return exc
+    return None
 
 
 # Things that belong to one task and say so only in words.

@@ -218,7 +218,6 @@ class Exchange(Outbound):
     """
 
     __slots__ = (
-        "_server_receive",
         "app",
         "application",
         "around",
@@ -226,6 +225,7 @@ class Exchange(Outbound):
         "handlers",
         "incoming",
         "scope",
+        "server_receive",
     )
 
     app: ASGIApp
@@ -233,7 +233,7 @@ class Exchange(Outbound):
     # The application and its handlers as they are out here; an inner one puts its own there.
     application: Any
     handlers: Any
-    _server_receive: Receive
+    server_receive: Receive
     # Whether the inner app has been called, or a flow has answered in its place.
     entered: bool
     # What a flow wants around all that is further in: Connection.fail_after().
@@ -327,7 +327,7 @@ class Exchange(Outbound):
             return None
         failure: BaseException | None = None
         try:  # nobody further out wants to see it
-            await value(self.scope, self._server_receive, self.server_send)
+            await value(self.scope, self.server_receive, self.server_send)
         except GeneratorExit:
             raise
         except BaseException as exc:
@@ -527,6 +527,8 @@ class Exchange(Outbound):
         The source returned without a start.
         """
         gone, cancellation = await self._is_gone()
+        if cancellation is None and not gone:
+            cancellation = await _context.pending_cancellation()
         if cancellation is not None:
             return cancellation
         if gone:
@@ -634,7 +636,7 @@ class Exchange(Outbound):
             return DISCONNECT
         turn.taken = True
         try:
-            message: Message = await self._server_receive()
+            message: Message = await self.server_receive()
         finally:
             turn.leave()
         if message["type"] == "http.disconnect":
@@ -686,7 +688,7 @@ def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange
     self.scope = scope
     self.application = scope.get("app")
     self.handlers = scope.get("starlette.exception_handlers")
-    self._server_receive = receive
+    self.server_receive = receive
     self.server_send = send
     self.passing = None
     self.plain = True

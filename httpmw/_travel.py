@@ -153,9 +153,23 @@ class Outbound(Driven):
             self.told_gone = True
             return DISCONNECT
         message = await self.exchange.receive_inward()
-        if self.taken and message["type"] == "http.disconnect":
-            await self.wait()
+        if message["type"] == "http.disconnect":
+            await self._all_quiet()
         return message
+
+    async def _all_quiet(self) -> None:
+        """
+        Wait until nothing that the source has sent is being worked on, here or further out.
+
+        Further out is as far as nobody else has put a `receive` of his own in between.
+        """
+        outbound: Any = self
+        while isinstance(outbound, Outbound):
+            if outbound.taken:
+                await outbound.wait()
+                outbound = self  # what is done here may be in hand there by now
+            else:
+                outbound = getattr(outbound.exchange.server_receive, "__self__", None)
 
     # ------------------------------------------------------------------ send, by state
 

@@ -748,7 +748,8 @@ def siblings(plan: Plan) -> ASGIApp:
     plan.concurrent = True
     plan.complete = False
     plan.cuts = True
-    plan.expect.update({NoResponseError, ASGIViolation})
+    # A layer that works on a ping is cancelled with it: what is sent after that is refused.
+    plan.expect.update({NoResponseError, ASGIViolation, RuntimeError})
     plan.unpredictable()
 
     async def siblings(scope: Scope, receive: Receive, send: Send) -> None:

@@ -237,6 +237,75 @@ async def test_request_transform_whose_receive_was_cancelled(fused: bool) -> Non
     assert ended == [GeneratorExit]
 
 
+@pytest.mark.unchecked(reason="a checker's own `receive` hides the layers further out")
+async def test_disconnect_waits_for_the_layers_further_out_as_well(fused: bool) -> None:
+    """A disconnect that was held for one layer is held on for the next one that has the start."""
+    order: list[str] = []
+    server = Server()
+
+    async def outer(conn: Connection) -> Flow:
+        response = yield
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        order.append("outer is done")
+        yield response
+
+    async def reading(conn: Connection) -> Flow:
+        response = yield
+        await response.read()
+
+    async def inner(conn: Connection) -> Flow:
+        yield
+        server.disconnect()
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        order.append("inner is done")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def produce() -> None:
+            await send(start())
+            await send(body(b"whole"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(produce)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            order.append("told")
+            group.cancel_scope.cancel()
+
+    whole = stack(app, outer, reading, inner, fused=fused)
+    await whole(server.scope, server.receive, server.send)
+
+    assert order == ["inner is done", "outer is done", "told"]
+
+
+async def test_cancelled_request_is_not_an_app_without_a_response(fused: bool) -> None:
+    """Where the scope around a request is cancelled, a replaced app that returns is no error."""
+    server = Server()
+
+    async def replacing(conn: Connection) -> Flow:
+        yield
+        yield PlainTextResponse("replaced")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(send, start())
+            # It does not learn of the cancellation: it returns.
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
+                scope_around.cancel()
+                await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+
+    async def server_send(message: Any) -> None:
+        await anyio.sleep_forever()
+
+    with anyio.CancelScope() as scope_around:
+        await stack(app, passing, replacing, fused=fused)(server.scope, server.receive, server_send)
+
+    assert scope_around.cancelled_caught
+
+
 def test_schedule_of_the_world_reaches_every_layer() -> None:
     """The plans that are drawn have every kind of layer and every kind of inner app."""
     from tests.scenarios import app, draw, layer

@@ -203,8 +203,22 @@ MUTATIONS = [
     Mutation(
         "a disconnect is told during a step",
         TRAVEL,
-        """        if self.taken and message["type"] == "http.disconnect":""",
-        """        if False:""",
+        """            await self._all_quiet()""",
+        """            pass""",
+    ),
+    Mutation(
+        "a disconnect is told during a step further out",
+        TRAVEL,
+        """                outbound = getattr(outbound.exchange.server_receive, "__self__", None)""",
+        """                outbound = None""",
+        tests="tests/test_schedules.py::test_disconnect_waits_for_the_layers_further_out_as_well",
+    ),
+    Mutation(
+        "a cancelled request is taken for an app without a response",
+        EXCHANGE,
+        """            cancellation = await _context.pending_cancellation()""",
+        """            pass""",
+        tests="tests/test_schedules.py::test_cancelled_request_is_not_an_app_without_a_response",
     ),
     Mutation(
         "two may receive from the server at a time",
