@@ -7,6 +7,7 @@ headers and a body. The styles:
 * `bare`          no middleware, the control arm;
 * `raw bytes`     an ASGI class written by hand, which edits the list of pairs of bytes;
 * `asgi`          the same with Starlette's `MutableHeaders`, as its documentation has it;
+* `bare generator`  a generator driven with none of the rules of httpmw: the floor under it;
 * `one yield`     httpmw, `response = yield`;
 * `two yields`    httpmw, `response = yield` and `yield response`;
 * `subclass`      httpmw, a subclass that overrides `dispatch`;
@@ -63,7 +64,8 @@ from benchmarks.targets import of_grid
 
 LAYERS = (1, 2, 5, 10, 20)
 ANSWER = "early answer"
-HEADER_STYLES = ("raw bytes", "asgi", "one yield", "two yields", "subclass", "when true")
+FLOOR = "bare generator"
+HEADER_STYLES = ("raw bytes", "asgi", FLOOR, "one yield", "two yields", "subclass", "when true")
 LOOP_STYLES = ("raw bytes", "asgi", "one yield", "two yields", "drop-in", "BaseHTTP")
 
 
@@ -139,8 +141,8 @@ SERIES = {
     "asyncio": Series(
         "Under asyncio",
         ASYNCIO,
-        LOOP_STYLES,
-        against=("asgi", "one yield", "drop-in"),
+        (*LOOP_STYLES, FLOOR),
+        against=("asgi", FLOOR, "one yield", "drop-in"),
     ),
     "uvloop": Series("Under uvloop", UVLOOP, LOOP_STYLES),
     "trio": Series("Under trio", TRIO, LOOP_STYLES),

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.bodies import KINDS
 from benchmarks.document import Document, Row, find
-from benchmarks.grid import ANSWER, LAYERS
+from benchmarks.grid import ANSWER, FLOOR, LAYERS
 from benchmarks.servers import FRAMEWORKS, STYLES
 from benchmarks.styles import BODIES as APPS
 from benchmarks.styles import JOBS
@@ -30,6 +30,7 @@ NAMED = {
     "bare": "no middleware",
     "raw bytes": "ASGI, raw bytes",
     "asgi": "hand-written ASGI",
+    FLOOR: "a bare generator",
     "one yield": "httpmw, one yield",
     "two yields": "httpmw, two yields",
     "subclass": "httpmw, subclass",
@@ -106,7 +107,7 @@ def bar(style: str, figure: Mapping[str, float], label: str) -> Bar:
 
 
 def layers(results: Results) -> str:
-    styles = ("raw bytes", "asgi", "one yield", "two yields", "subclass", "when true")
+    styles = ("raw bytes", "asgi", FLOOR, "one yield", "two yields", "subclass", "when true")
     one, two, asgi = (
         by_hand(results, style, 1)["added"]["median"]
         for style in ("one yield", "two yields", "asgi")
@@ -478,6 +479,28 @@ def targets(results: Results) -> str:
     return markdown(["figure", "measured", "target", "", "measured by"], rows)
 
 
+def floor(results: Results) -> str:
+    numbers = (1, 2, 5, 10)
+    base = in_loop(results, "BaseHTTP", 1, "one message")
+    costs = {
+        style: [f"{times(by_hand(results, style, number)):.2f}x" for number in numbers]
+        for style in (FLOOR, "one yield")
+    }
+    return part(
+        results,
+        "grid",
+        markdown(
+            ["times hand-written", *map(counted, numbers)],
+            [[NAMED[style], *cost] for style, cost in costs.items()],
+        ),
+        (
+            "Under asyncio one layer of Starlette's `BaseHTTPMiddleware` costs as much as "
+            f"{times(base, FLOOR):.1f} bare generators, {times(base, 'one yield'):.1f} layers of "
+            f"httpmw with one yield, or {times(base, 'drop-in'):.1f} of the drop-in."
+        ),
+    )
+
+
 def dearest(results: Results) -> str:
     """
     Name the figures of the grid in which httpmw stands worst against code written by hand.
@@ -485,7 +508,7 @@ def dearest(results: Results) -> str:
     found = []
     for row in results["grid"]["rows"]:
         kind, _, job = row["style"].partition(": ")
-        if kind not in {"asgi", "BaseHTTP", "raw bytes", "bare"}:
+        if kind not in {"asgi", "BaseHTTP", "raw bytes", "bare", FLOOR}:
             what = f"{job or NAMED[kind]}, {counted(row['layers'])}, {row['body']}, {row['series']}"
             found.append((times(row, f"asgi: {job}" if job else "asgi"), what))
     found.sort(reverse=True)
@@ -513,6 +536,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "import": ("import_time", import_time),
     "budget": ("budget", budget),
     "targets": ("grid", targets),
+    "floor": ("grid", floor),
     "dearest": ("grid", dearest),
 }
 PLOTS: dict[str, tuple[str, Part]] = {

@@ -8,7 +8,8 @@ A style is a function that puts one layer of it around an application.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -75,6 +76,41 @@ class RawBytes:
         await self.app(scope, receive, send_with_header)
 
 
+class BareGenerator(HandWritten):
+    """
+    The least that drives a generator: it is begun, resumed with the start, and nothing else.
+
+    No rule of httpmw is kept: what a flow yields, raises or holds open goes unseen. What stands
+    between this and `one yield` is the price of the rules.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        flow = bare_generator(scope)
+        hook = sys.get_asyncgen_hooks().firstiter  # as httpmw does; to be registered costs more
+        sys.set_asyncgen_hooks(None)
+        step = flow.asend(None)
+        sys.set_asyncgen_hooks(hook)
+        await step
+
+        async def send_resumed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                try:  # noqa: SIM105 - `suppress` costs time in a request
+                    await flow.asend(MutableHeaders(scope=message))
+                except StopAsyncIteration:
+                    pass
+            await send(message)
+
+        await self.app(scope, receive, send_resumed)
+
+
+async def bare_generator(scope: Scope) -> AsyncGenerator[None, MutableHeaders]:
+    headers = yield
+    headers[NAME] = VALUE
+
+
 # ---------------------------------------------------------------------- one header, httpmw
 
 
@@ -118,6 +154,7 @@ async def call_next_style(request: Request, call_next: RequestResponseEndpoint) 
 STYLES: dict[str, Style] = {
     "raw bytes": RawBytes,
     "asgi": HandWritten,
+    "bare generator": BareGenerator,
     "one yield": lambda app: HTTPMiddleware(app, dispatch=one_yield),
     "two yields": lambda app: HTTPMiddleware(app, dispatch=two_yields),
     "subclass": Subclass,
