@@ -209,8 +209,8 @@ MUTATIONS = [
     Mutation(
         "a disconnect is told during a step further out",
         TRAVEL,
-        """                outbound = getattr(outbound.exchange.server_receive, "__self__", None)""",
-        """                outbound = None""",
+        """outbound = getattr(outbound.exchange.server_receive, "__self__", None)""",
+        """outbound = None""",
         tests="tests/test_schedules.py::test_disconnect_waits_for_the_layers_further_out_as_well",
     ),
     Mutation(
