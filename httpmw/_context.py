@@ -200,11 +200,13 @@ def is_cancelled(task: Any, before: int) -> bool:
     It is if nobody has taken back, by `Task.uncancel()`, one of the requests there were *before*
     the cancellation was swallowed; and anyio and trio have them as long as the scope is open.
     """
-    if 0 < before <= cancellations(task):
-        return True
+    return 0 < before <= cancellations(task) or _is_scope_cancelled()
+
+
+def _is_scope_cancelled() -> bool:
     try:
         return anyio.current_effective_deadline() == -math.inf
-    except Exception:  # noqa: BLE001 - outside of asyncio and trio nothing is owed
+    except Exception:  # noqa: BLE001 - outside of asyncio and trio nothing is cancelled
         return False
 
 
@@ -212,7 +214,7 @@ async def pending_cancellation() -> BaseException | None:
     """
     Let a cancellation by a scope around the running task come up, and give it.
     """
-    if anyio.current_effective_deadline() == -math.inf:
+    if _is_scope_cancelled():
         try:
             await anyio.lowlevel.checkpoint()
         except BaseException as exc:  # noqa: BLE001 - it is handed on

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from httpmw import Connection, Flow
+from httpmw import Connection, Flow, NoResponseError
 from httpmw.testing import World, explore
-from tests.harness import Chunks, Server, body, passing, stack, start, waiting
+from tests.harness import Chunks, Server, body, passing, script, stack, start, waiting
 from tests.scenarios import engine
 
 SHARDS = [("asyncio", first, 1000) for first in range(0, 20_000, 1000)]
@@ -304,6 +304,15 @@ async def test_cancelled_request_is_not_an_app_without_a_response(fused: bool) -
         await stack(app, passing, replacing, fused=fused)(server.scope, server.receive, server_send)
 
     assert scope_around.cancelled_caught
+
+
+def test_missing_response_where_no_loop_runs(fused: bool) -> None:
+    """An adapter that is stepped outside of any event loop names the app that did not respond."""
+    server = Server()
+    app = stack(script(), passing, waiting, fused=fused)
+
+    with pytest.raises(NoResponseError):
+        app(server.scope, server.receive, server.send).send(None)
 
 
 def test_schedule_of_the_world_reaches_every_layer() -> None:

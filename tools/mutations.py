@@ -356,8 +356,8 @@ MUTATIONS = [
     Mutation(
         "an owed cancellation is not seen on asyncio",
         CONTEXT,
-        "if 0 < before <= cancellations(task):",
-        "if False:",
+        "return 0 < before <= cancellations(task) or ",
+        "return ",
         tests="tests/test_events.py::test_swallowed_cancellation_goes_on",
     ),
     # It fails closed.
