@@ -120,6 +120,11 @@ class Plan:
                 yield
         self.log.append(what)
 
+    async def in_hand(self, name: str) -> None:
+        """Pause while a layer has the response in hand."""
+        with self.whole(f"{name} in hand"):
+            await self.world.pause()
+
 
 def mark(response: Any, name: str) -> None:
     """Leave the mark of a layer in a response."""
@@ -202,8 +207,7 @@ def header(plan: Plan, name: str) -> Function:
         with plan.life(name):
             response = yield
             if pauses:
-                with plan.whole(f"{name} in hand"):
-                    await plan.world.pause()
+                await plan.in_hand(name)
             mark(response, name)
 
     return header
@@ -218,8 +222,7 @@ def waiting(plan: Plan, name: str) -> Function:
         with plan.life(name):
             response = yield
             if before:
-                with plan.whole(f"{name} in hand"):
-                    await plan.world.pause()
+                await plan.in_hand(name)
             mark(response, name)
             yield response
             with plan.world.whole(f"{name} at the end"):
@@ -244,8 +247,7 @@ def replacing(plan: Plan, name: str) -> Function:
         with plan.life(name):
             yield
             if pauses:
-                with plan.whole(f"{name} in hand"):
-                    await plan.world.pause()
+                await plan.in_hand(name)
             response: Response
             if streams:
                 response = Streamed(plan, Chunks(b"repl", b"aced"), 503)
