@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.types import ASGIApp
 
@@ -84,12 +84,6 @@ class HTTPMiddleware(Adapter):
             The flow of this request; here one that changes nothing.
         """
         return _unchanged()
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name == "_httpmw":
-            raise _errors.not_initialised(type(self))
-        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
-        raise AttributeError(msg)
 
 
 async def _unchanged() -> Flow:

@@ -206,7 +206,8 @@ class TransformedRequest(Driven):
     """
 
     def __init__(self, task: Any, source: Incoming, iterator: AsyncIterator[Any]) -> None:
-        super().__init__(task)
+        self.task = task
+        self.stepper = None
         self._source = source
         self._iterator = iterator
         self._ended = False

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextvars import Context, copy_context
 from inspect import isasyncgen, isawaitable
 from types import CodeType, CoroutineType, FrameType
@@ -40,13 +40,14 @@ def begin(layer: Any, conn: Connection) -> Any:
     """
     Make the flow of one request in one layer.
     """
-    flow: DispatchFlow = _new(DispatchFlow)
+    flow = DispatchFlow()
     flow._layer = layer
     flow._may_call = False
     flow._outcome = None
     flow._request = request = _new(CachedRequest)
     request.scope = conn.scope
     request._conn = conn
+    request._taken = False
     coroutine = layer.dispatch_func(request, flow.call_next)
     if type(coroutine) is not CoroutineType:
         coroutine = _coroutine_of(layer, coroutine)
@@ -71,7 +72,7 @@ _GIVEN: Final = object()
 class DispatchFlow:
     # One running dispatch coroutine, with the methods of an async generator.
     #
-    # The first part of each step is taken by hand, as most wait for nothing but `call_next`.
+    # The first part of each step is taken at once, as most wait for nothing but `call_next`.
 
     __slots__ = ("_coroutine", "_layer", "_may_call", "_outcome", "_request")
 
@@ -112,7 +113,7 @@ class DispatchFlow:
         given = request if isinstance(request, HTTPConnection) else own
         source = given if _has_body_of_its_own(given, own) else own
         if source is not own or own._taken:
-            exchange.incoming = Incoming(Replay(source, own).receive)
+            exchange.send_inward(Incoming(Replay(source, own).receive))
         scope, exchange.scope = exchange.scope, given.scope
         try:
             return await self._mark()
@@ -127,34 +128,58 @@ class DispatchFlow:
             return _errors.call_next_elsewhere(self)
         return _errors.second_call_next(self)
 
-    @types.coroutine
-    def asend(self, response: Any) -> Generator[Any, Any, Any]:
-        coroutine = self._coroutine
-        context = None
+    def asend(self, response: Any) -> Awaitable[Any] | None:
+        """
+        Take the first part of a step; give the rest of it, None where `call_next` is awaited.
+        """
         if response is None:
             self._may_call = True
-        else:
-            self._outcome = _GIVEN
-            response._reader = self
-            context = copy_context()
-        try:
-            value = coroutine.send(response)
-        except StopIteration as stop:
-            value = stop.value
-        else:
-            if value is not self:
+            try:
+                awaited = self._coroutine.send(None)
+            except StopIteration as stop:
+                return self._returned(stop.value, None)
+            finally:
                 self._may_call = False
-                value = yield from self._drive(coroutine, value)
-            if value is self:
+            if awaited is self:
                 self._outcome = _WAITING
                 return None
-        finally:
-            self._may_call = False
+            return self._rest(awaited, None, None)
+        self._outcome = _GIVEN
+        response._reader = self
+        context = copy_context()
+        try:
+            awaited = self._coroutine.send(response)
+        except BaseException as exc:
             if context:
                 _keep(context, response)
+            if not isinstance(exc, StopIteration):
+                raise
+            value = exc.value
+        else:
+            return self._rest(awaited, response, context)
+        if value is response:
+            self._coroutine = _OVER
+            raise StopAsyncIteration
+        return self._returned(value, response)
+
+    @types.coroutine
+    def _rest(
+        self, awaited: Any, response: Any, context: Context | None
+    ) -> Generator[Any, Any, Any]:
+        try:
+            value = yield from self._drive(self._coroutine, awaited)
+        finally:
+            if context:
+                _keep(context, response)
+        if value is self:
+            self._outcome = _WAITING
+            return None
         if value is response is not None:
             self._coroutine = _OVER
             raise StopAsyncIteration
+        return (yield from self._returned(value, response))
+
+    async def _returned(self, value: Any, response: AppResponse | None) -> Response:
         if response is not None and isinstance(value, StreamingResponse):
             _read_by(value, response)
         return self._answer(value, None)
@@ -261,6 +286,8 @@ def _keep(context: Context, response: AppResponse) -> None:
     """
     Keep for the app the variables of *context* that are different by now.
     """
+    if context == copy_context():  # as nearly always: both are the same, which is quickly seen
+        return
     changed = {var: value for var, value in context.items() if var.get(_GIVEN) is not value}
     if changed:
         response._outbound.exchange.keep(changed)
@@ -307,7 +334,7 @@ class CachedRequest(Request):
     _form = None
     _conn: Connection
     # Whether the dispatch function has had a hand in the body.
-    _taken = False
+    _taken: bool
 
     @property
     def _receive(self) -> Receive:

@@ -8,7 +8,8 @@
 # where it enters; it takes no lock.
 # Rule 2: a request keeps its chain in the scope, under the key of its stack, and each link looks
 # up there where it leads. So a scope that is copied, a sub-application with a stack of its own and
-# a layer that is removed under a request are all the same case.
+# a layer that is removed under a request are all the same case. A link that has led to one place
+# in all chains so far has no need to look.
 # Rule 3: an instance is made once, around its link, and lives as long as a chain has it. What is
 # fused is made for each chain: an adapter has no state of its own.
 # Rule 4: nothing that a chain is made of refers back to the chain, so that the last request frees
@@ -67,8 +68,9 @@ class Slot(NamedTuple):
 class Link(NamedTuple):
     name: str
     call: ASGIApp
-    # The attributes of `call`.
-    last: dict[str, Any]
+    # Tells it where it leads in the chain that is published next, for requests that enter at the
+    # stack and for those that come in late.
+    lead: Callable[[ASGIApp, ASGIApp], None]
 
 
 Table: TypeAlias = dict[str, ASGIApp]
@@ -144,7 +146,8 @@ def chain(slots: Sequence[Slot], inner: ASGIApp, frame: ASGIApp | None) -> Chain
         table[INSIDE] = first
     app = late_app if frame is None else _nest(outside, frame, table)
     for slot in slots:
-        slot.link.last["app"] = late_table[slot.link.name]
+        late = late_table[slot.link.name]
+        slot.link.lead(table.get(slot.link.name, late), late)
     return Chain(tuple(slots), app, table, late_app, late_table)
 
 
@@ -153,8 +156,11 @@ def _link(key: str, name: str) -> Link:
     # stands for, as there are layers that ask.
     # The attributes are a dict of its own, so that the function does not refer to itself.
     last: dict[str, Any] = {}
+    only: ASGIApp | None = None
 
     def call(scope: Scope, receive: Receive, send: Send) -> Any:
+        if only is not None:
+            return only(scope, receive, send)
         try:
             app = scope[key][name]
         except KeyError:
@@ -162,8 +168,16 @@ def _link(key: str, name: str) -> Link:
             app = last["app"]
         return app(scope, receive, send)
 
+    def lead(app: ASGIApp, late_app: ASGIApp) -> None:
+        nonlocal only
+        # It is called before the chain is published: a request that still finds the old value is
+        # in a chain where it holds.
+        is_only = app is late_app and ("app" not in last or app is only)
+        only = app if is_only else None
+        last["app"] = late_app
+
     call.__dict__ = last
-    return Link(name, marked(call), last)
+    return Link(name, marked(call), lead)
 
 
 def _nest(slots: Sequence[Slot], app: ASGIApp, table: Table) -> ASGIApp:

@@ -64,15 +64,14 @@ class Driven(Turn):
 
     __slots__ = ("scopes", "stepper", "task")
 
+    # The task in whose context the coroutine runs, whoever drives it.
+    task: Any
+    # The task that drives it right now, and what that task held open when it began to.
+    stepper: Any
+    scopes: Any
+
     _coroutine: Any = None
     _paused = False
-
-    def __init__(self, task: Any) -> None:
-        # The task in whose context the coroutine runs, whoever drives it.
-        self.task = task
-        # The task that drives it right now, and what that task held open when it began to.
-        self.stepper: Any = None
-        self.scopes: Any = None
 
     @property
     def paused(self) -> bool:

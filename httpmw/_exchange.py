@@ -32,7 +32,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from types import AsyncGeneratorType, CoroutineType, MappingProxyType
 from typing import Any, Final, TypeAlias
-from weakref import ref
 
 import anyio
 from starlette.background import BackgroundTask
@@ -100,11 +99,22 @@ class Adapter:
         neighbours, inner = fused(app)
         self._httpmw = (*functions, *neighbours), inner
 
+    def _layers(self) -> Layers:
+        try:
+            return self._httpmw
+        except AttributeError as error:
+            if error.name != "_httpmw":
+                raise
+        raise _errors.not_initialised(type(self))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
         Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
         """
-        functions, app = self._httpmw
+        try:
+            functions, app = self._httpmw
+        except AttributeError:
+            functions, app = self._layers()
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -113,22 +123,19 @@ class Adapter:
         try:
             # Inward: the first step of each flow.
             waiting = exchange.waiting
-            loop = exchange.loop
-            key = exchange.key
-            find = _context.states.get
-            state = find(key)
-            scopes = open_scopes(exchange.task) if loop is None else state and state.cancel_scope
+            states = exchange.states
+            scopes = open_scopes(exchange.task) if states else None
             # asyncio registers every async generator, to close it with the loop; the adapter
             # closes them itself, and the registering costs half as much as all else in a flow's
             # life. The hook is looked at when `asend` is called, not when it is awaited, so that
             # no code of the user's runs without it.
             hook = _get_hooks().firstiter
+            incoming = None
             rest = iter(functions)
             for function in rest:
                 conn = _new(Connection)  # what `Connection._of` does, without the call
                 conn.scope = exchange.scope  # further in it may be another one
                 conn._exchange = exchange
-                incoming = exchange.incoming
                 if incoming is not None:
                     conn._incoming = incoming
                 flow: Any = None
@@ -136,18 +143,19 @@ class Adapter:
                     flow = function(conn)
                     if flow is None:  # it is not there, whatever it did before
                         exchange.around = None
-                        exchange.incoming = incoming or exchange._outermost
+                        incoming = exchange.incoming = incoming or exchange._outermost
                         continue
                     if type(flow) is AsyncGeneratorType:
                         _set_hooks(None)
                         step = flow.asend(None)
                         _set_hooks(hook)
+                        value = await step
                     elif hasattr(flow, "asend"):
                         step = flow.asend(None)
+                        value = None if step is None else await step
                     else:
                         failure = _not_a_generator(function, flow)
                         break
-                    value = await step
                     while value is not None and hasattr(value, "asend"):
                         # Delegation: the other function runs inside of this one.
                         waiting.append(flow)
@@ -163,12 +171,12 @@ class Adapter:
                 if value is not None:
                     failure = await exchange.early_answer(value, scopes)
                     break
-                if exchange.around is not None:
-                    exchange.enclose(*rest)
+                if not exchange.plain:
+                    incoming = exchange.incoming
+                    if exchange.around is not None:
+                        exchange.enclose(*rest)
             else:
-                state = state or find(key)
-                held = open_scopes(exchange.task) if loop is None else state and state.cancel_scope
-                if held != scopes:
+                if states and open_scopes(exchange.task) != scopes:
                     failure = await exchange.scope_held(scopes)
                 elif not waiting:  # every layer stepped aside
                     await app(scope, receive, send)
@@ -186,8 +194,6 @@ class Adapter:
                         failure = await exchange.finish(exchange.source, failure)
             if waiting or not exchange.plain:
                 failure = await exchange.end(failure)
-            elif exchange.incoming is not None:
-                exchange.forget()
         except BaseException:
             # Closed from outside, or an error of our own: every flow is ended all the same.
             exchange.abandon()
@@ -205,7 +211,7 @@ def fused(app: Any) -> Layers:
     """
     _context.find_states()
     # A class that overrides `__call__` is left alone.
-    return app._httpmw if runs_as_adapter(app) else ((), app)
+    return app._layers() if runs_as_adapter(app) else ((), app)
 
 
 def runs_as_adapter(app: object) -> bool:
@@ -279,6 +285,14 @@ class Exchange(Outbound):
             self.app = inside
         if self.around is not None:
             self.app = self.around(self.app)
+
+    def put_around(self, around: Callable[[ASGIApp], ASGIApp]) -> None:
+        self.around = around
+        self.plain = False
+
+    def send_inward(self, incoming: Incoming) -> None:
+        self.incoming = incoming
+        self.plain = False
 
     @property
     def source(self) -> ASGIApp:
@@ -618,7 +632,7 @@ class Exchange(Outbound):
             self._outermost = Incoming(self.receive_from_server)
             self._outermost.taken = self.body_taken
             if self.incoming is None:
-                self.incoming = self._outermost
+                self.send_inward(self._outermost)
         return self._outermost
 
     async def receive_from_server(self) -> Message:
@@ -683,7 +697,7 @@ class Exchange(Outbound):
 
 def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange:
     # In place of an `__init__`, which would cost as much again.
-    self: Exchange = _new(Exchange)
+    self = Exchange()
     self.app = app
     self.scope = scope
     self.application = scope.get("app")
@@ -705,7 +719,7 @@ def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange
         task = trio_task()
     self.loop = loop
     self.task = task
-    self.key = None if task is None else ref(task)
+    self.states = True if loop is None else _context.states
     return self
 
 

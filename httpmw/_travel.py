@@ -89,7 +89,7 @@ class Outbound(Driven):
 
     # What every request comes to is set when the object is made. All else has its default here:
     # most requests never look at it, and to set it would cost them.
-    __slots__ = ("key", "loop", "passing", "plain", "server_send", "state", "waiting")
+    __slots__ = ("loop", "passing", "plain", "server_send", "state", "states", "waiting")
 
     state: int
     # The flows that wait for a response, the outermost first.
@@ -97,12 +97,13 @@ class Outbound(Driven):
     server_send: Send
     # The same, as soon as messages pass unseen.
     passing: Send | None
-    # Whether nothing is left to be done when the source has ended.
+    # Whether nothing stands between the source and the server but the flows that wait, and nothing
+    # is left to be done when the source has ended.
     plain: bool
-    # Where the request runs; the loop is None on trio. Under its key anyio keeps the task's scopes.
-    task: Any
+    # Where the request runs; None on trio.
     loop: Any
-    key: Any
+    # False as long as there is no task anywhere of which anyio knows a scope.
+    states: Any
 
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
@@ -268,8 +269,9 @@ class Outbound(Driven):
             await self._send(message)
             return
         # What their `__init__` does, without the calls.
+        given = message.get("headers", ())
         headers = _new(Headers)
-        headers._list = list(message.get("headers", ()))
+        headers._list = list(given)
         response = _new(AppResponse)
         response._outbound = self
         response._message = message
@@ -285,12 +287,11 @@ class Outbound(Driven):
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
             self.stepper = task
-            state = _context.states.get(self.key)
-            self.scopes = open_scopes(task) if loop is None else state and state.cancel_scope
+            self.scopes = open_scopes(task) if self.states else None
             while waiting:
                 flow = waiting.pop()
-                step = flow.asend(response)
                 try:
+                    step = flow.asend(response)
                     awaited = step.send(None)
                 except StopAsyncIteration:
                     if response.background or response._body:
@@ -312,8 +313,13 @@ class Outbound(Driven):
             self.stepper = None
         if self.plain and begun is None and not waiting:
             self.state = PASSING
+            start = dict(message)  # as in `AppResponse._start_message`, without the call
+            start["status"] = response.status_code
+            raw = response.headers._list
+            if type(given) is list or raw != list(given):
+                start["headers"] = raw
             try:
-                await self.server_send(response._start_message())
+                await self.server_send(start)
             except BaseException as exc:
                 self._start_failed(exc)
                 raise
@@ -340,14 +346,13 @@ class Outbound(Driven):
         exchange = self.exchange
         waiting = self.waiting
         while begun is not None or waiting:
-            step: Awaitable[Any]
-            if begun is not None:
-                flow, step, begun = begun.flow, begun, None
-            else:
-                flow = waiting.pop()
-                step = flow.asend(response)
             try:
-                value = await step
+                if begun is not None:
+                    flow, step, begun = begun.flow, begun, None
+                    value = await step
+                else:
+                    flow = waiting.pop()
+                    value = await flow.asend(response)
             except StopAsyncIteration:
                 response = self._left(response)
             except BaseException as exc:
@@ -657,7 +662,7 @@ class Replacement(Outbound):
         self.passing = None
         self.plain = False
         self.loop = exchange.loop
-        self.key = exchange.key
+        self.states = exchange.states
 
     @property
     def exchange(self) -> Exchange:

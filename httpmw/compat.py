@@ -135,7 +135,10 @@ class _Adapter(Adapter):
         """
         Whether one of the layers further in is around something else by now.
         """
-        return any(layer.app is not app for layer, app in self.chain)
+        for layer, app in self.chain:  # noqa: SIM110 - a generator costs time in each request
+            if layer.app is not app:
+                return True
+        return False
 
 
 def _is_ours(app: object) -> bool:

@@ -693,6 +693,18 @@ async def test_a_request_that_is_on_its_way_when_the_first_outside_layer_comes(m
     assert await marks(app) == ["generator", "second", "a"]
 
 
+async def test_layers_outside_of_a_request_that_comes_in_behind_them(make: Make) -> None:
+    """Somebody has kept what was around the layers: those from outside are the outermost inside."""
+    app = make(mark("a"))
+    stack = MiddlewareStack.install(app)
+    await request(app)
+    frame = app.middleware_stack
+    stack.add(mark("out"), outside_errors=True)
+    assert await marks(app) == ["out", "a"]
+
+    assert await marks(frame) == ["out", "a"]
+
+
 # -- uninstall ---------------------------------------------------------------------------------
 
 

@@ -98,19 +98,17 @@ MUTATIONS = [
         "a flow is stepped from the outside in",
         TRAVEL,
         """                flow = waiting.pop()
-                step = flow.asend(response)
                 try:
-                    awaited""",
+                    step = flow.asend(response)""",
         """                flow = waiting.pop(0)
-                step = flow.asend(response)
                 try:
-                    awaited""",
+                    step = flow.asend(response)""",
     ),
     Mutation(
         "a layer with a `__call__` of its own is fused",
         EXCHANGE,
-        "return app._httpmw if runs_as_adapter(app)",
-        "return app._httpmw if isinstance(app, Adapter)",
+        "return app._layers() if runs_as_adapter(app)",
+        "return app._layers() if isinstance(app, Adapter)",
         tests="tests/test_fusing.py::test_layer_with_a_call_of_its_own_does_not_fuse",
     ),
     # An early answer is a response like any other.
