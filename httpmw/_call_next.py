@@ -177,7 +177,7 @@ class DispatchFlow:
         if value is response is not None:
             self._coroutine = _OVER
             raise StopAsyncIteration
-        return (yield from self._returned(value, response))
+        return (yield from self._returned(value, response).__await__())
 
     async def _returned(self, value: Any, response: AppResponse | None) -> Response:
         if response is not None and isinstance(value, StreamingResponse):

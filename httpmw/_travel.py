@@ -346,13 +346,11 @@ class Outbound(Driven):
         exchange = self.exchange
         waiting = self.waiting
         while begun is not None or waiting:
+            step = begun
+            flow = waiting.pop() if begun is None else begun.flow
+            begun = None  # it may hold an exception
             try:
-                if begun is not None:
-                    flow, step, begun = begun.flow, begun, None
-                    value = await step
-                else:
-                    flow = waiting.pop()
-                    value = await flow.asend(response)
+                value = await (step or flow.asend(response))
             except StopAsyncIteration:
                 response = self._left(response)
             except BaseException as exc:
@@ -428,7 +426,9 @@ class Outbound(Driven):
         tail.background = response.background
         response._close()
         tail.body = response._body
-        outward = response._outward()
+        # Nobody further out needs one of his own.
+        same = not self.waiting and response._body is None
+        outward = response if same else response._outward()
         response._progress = self._counted(outward)
         return outward
 
