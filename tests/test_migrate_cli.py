@@ -91,7 +91,14 @@ def test_json(old: Path, capsys: Any) -> None:
     assert output.err == ""
     files = {Path(each["path"]).name: each for each in document["files"]}
     assert files["mw.py"]["conversions"] == [
-        {"kind": "decorator", "line": 2, "qualname": "mw", "registered": "decorator"}
+        {
+            "kind": "decorator",
+            "line": 2,
+            "qualname": "mw",
+            "registered": "decorator",
+            "forgets": False,
+            "managers": [],
+        }
     ]
     assert files["mw.py"]["changed"]
     assert [each["code"] for each in document["diagnostics"]] == ["HM102"]

@@ -544,6 +544,27 @@ IMPROVED = {
             response.headers["x-json"] = "yes"
         """,
     ),
+    "variables-reset": (
+        """
+        token = current.set("me")
+        try:
+            return await call_next(request)
+        finally:
+            logger.info("done")
+            current.reset(token)
+        """,
+        """
+        token = current.set("me")
+        try:
+            try:
+                response = yield
+            finally:
+                logger.info("done")
+            yield response
+        finally:
+            current.reset(token)
+        """,
+    ),
 }
 
 

@@ -1,10 +1,11 @@
 """
 Convert generated `call_next` middleware, and run old and new version in pairs.
 
-    python -m tools.migrate_fuzz [--count N] [--seed N] [--batch N] [--keep-going]
+    python -m tools.migrate_fuzz [--count N] [--seed N] [--keep-going N] [--variables]
 
 A middleware is made of what real ones are made of: branches, early answers, `try`, `with`, loops,
 edits of the request and the response, bodies that are read or wrapped, exceptions, helpers.
+With `--variables` each one sets a context variable around its call.
 Every difference that is not a listed improvement is shrunk and printed; then the exit status is 1.
 """
 
@@ -52,6 +53,15 @@ app = FastAPI()
 logger = logging.getLogger(__name__)
 current = contextvars.ContextVar("current", default="")
 active = 0
+
+
+@contextlib.contextmanager
+def keeping(value):
+    token = current.set(value)
+    try:
+        yield
+    finally:
+        current.reset(token)
 """
 
 Lines = list[str]
@@ -94,9 +104,11 @@ class Maker:
 
     Args:
         rng: The source of chance.
+        variables: Whether a context variable is set around everything.
     """
 
     rng: random.Random
+    variables: bool = False
     request: str = "request"
     call_next: str = "call_next"
     responses: tuple[str, ...] = _RESPONSES
@@ -226,12 +238,15 @@ class Maker:
         lines: Lines = []
         for _ in range(self.rng.choice([0, 0, 1, 1, 2])):
             lines += self._before(state)
+        if self.variables and not state.depth:
+            return lines + self._keeping(state)
         if state.depth > 3 or self.rng.random() < 0.25:
             return lines + self._last()
         compound = [self._if_else, self._try, self._try_finally, self._with, self._call_then]
         compound += [self._call_then, self._call_then, self._call_in_try, self._call_in_try]
         compound += [self._call_in_with, self._call_in_branch, self._loop_then, self._match]
         compound += [self._suppressed, self._token, self._while, self._inline, self._conditional]
+        compound += [self._keeping] * 3
         return lines + self.rng.choice(compound)(state)
 
     def _last(self) -> Lines:
@@ -355,6 +370,42 @@ class Maker:
                 lines = lines[1:]
             self.declared.add("global active")
         return [*lines, "try:", *_indented(self.path(state.deeper())), "finally:", *_indented(end)]
+
+    def _keeping(self, state: State) -> Lines:
+        # A context variable that is set around the call.
+        rng, number, name = self.rng, next(self.names), "response"
+        lines, back = [f'token{number} = current.set("v{number}")'], f"current.reset(token{number})"
+        if rng.random() < 0.2:
+            lines = [f"old{number} = current.get()", f'current.set("v{number}")']
+            back = f"current.set(old{number})"
+        inner = state.deeper()
+        called = inner.deeper(called=True, response=name)
+        call = [f"{name} = {self._call()}", *(self._edit(name) if rng.random() < 0.5 else [])]
+        rest = self._edit(name) if rng.random() < 0.5 else []
+        rest = self._after(called) if rng.random() < 0.2 else [*rest, f"return {name}"]
+        kind = rng.choice(["manager", "call", "call", "last", "path", "path", "handler", "handler"])
+        if kind == "manager":
+            inside = self.path(inner) if rng.random() < 0.5 else call
+            after = rest if inside is call else []
+            return [f'with keeping("v{number}"):', *_indented(inside), *after]
+        if kind == "last":
+            return [*lines, *call, back, *rest]
+        if kind == "path":
+            call, rest = self.path(inner), []
+        elif rng.random() < 0.5:
+            call = [*call, f"return {name}"]
+        lines += ["try:", *_indented(call)]
+        falls = not call[-1].startswith("return") and kind != "path"
+        if kind == "handler":
+            lines += ["except (ValueError, Denied) as exc:"]
+            if rng.random() < 0.3:
+                lines += _indented([f"{name} = {self._response()}"])
+                falls = True
+            else:
+                lines += _indented(self._handler())
+        lines += ["finally:", *_indented([self._tell()] * (rng.random() < 0.3))]
+        lines += _indented([back, *([self._tell()] * (rng.random() < 0.1))])
+        return lines + rest if falls else lines
 
     def _while(self, state: State) -> Lines:
         number = next(self.names)
@@ -509,7 +560,8 @@ class Maker:
 
     def _wrapped(self, name: str) -> Lines:
         number = next(self.names)
-        change = self.rng.choice(["chunk", "chunk.upper()", "chunk + b'.'"])
+        # Behind a helper that reads the body the chunks are others, and better.
+        change = self.rng.choice(["chunk", "chunk.upper()", *["chunk + b'.'"] * self.ends])
         lines = [f"async def each{number}(chunks):", "    async for chunk in chunks:"]
         lines += [f"        yield {change}"]
         lines += _indented([f'tell("after the last byte", {number})']) * (
@@ -620,11 +672,12 @@ def marked(given):
 """
 
 
-def source(seed: int) -> str:
+def source(seed: int, *, variables: bool = False) -> str:
     """
     Give the source of a file with the middleware of *seed*.
     """
-    return "\n".join([HEAD, MARKED, "", *Maker(random.Random(seed)).make(f"mw{seed}"), ""])
+    made = Maker(random.Random(seed), variables).make(f"mw{seed}")
+    return "\n".join([HEAD, MARKED, "", *made, ""])
 
 
 # ------------------------------------------------------------------------------------- the pairs
@@ -663,7 +716,7 @@ def check(text: str, loop: asyncio.AbstractEventLoop, matrix: Matrix = QUICK) ->
         return Result([], codes)
     old, new = Module(text, "starlette"), Module(conversion.code, "generator")
     verdicts = [
-        judge(old, new, each.qualname, each.line, loop, matrix)
+        judge(old, new, each.qualname, each.line, loop, matrix, forgets=each.forgets)
         for each in conversion.conversions
         if each.kind != "helper"
     ]
@@ -744,6 +797,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-going", type=int, default=5, help="stop after so many differences")
+    parser.add_argument("--variables", action="store_true", help="set a context variable in each")
     options = parser.parse_args()
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda loop, context: None)  # noqa: ARG005 - discarded apps
@@ -753,7 +807,7 @@ def main() -> int:
     wrong = 0
     started = time.perf_counter()
     for seed in range(options.seed, options.seed + options.count):
-        text = source(seed)
+        text = source(seed, variables=options.variables)
         try:
             result = check(text, loop)
         except Exception as error:  # noqa: BLE001 - the codemod failed

@@ -405,8 +405,12 @@ _ALL = (
         "Where streams or background tasks need it, write `yield response` before it is taken "
         "back.",
         "Starlette's class runs the app in a context of its own, in which what was set before the "
-        "call stays. A middleware function shares the context of the app. `yield response` comes "
-        "back when everything is over.",
+        "call stays. A middleware function shares the context of the app. So the codemod writes "
+        "`yield response`, which comes back when everything is over, into the `try` or `with` "
+        "that takes variables back. It does not where something else would lose its moment, or is "
+        "not known: a context manager that is not defined in this run or does more, a `try` or "
+        "`with` around it, a log line behind it, another response that is returned after the "
+        "call, a function that others delegate to.",
     ),
 )
 

@@ -104,7 +104,10 @@ def conversion(project: Project, module: Module, to: Target) -> Conversion:
     for unit in module.units.values():
         if project.converts(unit):
             line, _ = module.position(unit.node)
-            result.conversions.append(Converted(unit.kind, unit.qualname, line, unit.registered))
+            known = project.forgets(unit), unit.held.managers
+            result.conversions.append(
+                Converted(unit.kind, unit.qualname, line, unit.registered, *known)
+            )
         result.diagnostics += _of_unit(project, module, unit)
     for problem, qualname in module.problems:
         result.diagnostics.append(_diagnostic(module, problem, qualname))

@@ -54,12 +54,16 @@ class Converted:
         line: The line of its `def` before the conversion.
         registered: How it is registered in this run: `"class"`, `"decorator"`, `"dispatch="`,
             `'app.middleware("http")(fn)'`, `"delegation"`, or `"elsewhere"`.
+        forgets: Whether context variables are taken back at the response start (HM218).
+        managers: The context managers of other files that take them back behind it.
     """
 
     kind: str
     qualname: str
     line: int
     registered: str
+    forgets: bool = False
+    managers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -73,6 +73,14 @@ class Project:
                     names.add(each.node.name.value)
         return names
 
+    def entered(self) -> set[str]:
+        """
+        Give the names of the context managers in which the app is called.
+        """
+        self.resolve()
+        every = (each for each in self.all_units() if self.converts(each))
+        return {name for each in every if each.held.lost is not None for name in each.entered()}
+
     def reject(self, module: Module, qualname: str, code: str, what: str) -> None:
         """
         Leave a function as it was, and all that belongs to it.
@@ -190,6 +198,9 @@ class Project:
                 if id(site.node) in unit.flow.guarded and callee.raises_http():
                     what = "an HTTPException of the callee would not be caught here any more"
                     unit.say("HM101", site.call, name=unit.call_next, what=what)
+        for unit in self.all_units():
+            if not unit.errors():
+                unit.hold(self.lookup)
 
     def _callee(self, unit: Unit, site: Site) -> Unit | None:
         function, where = self.lookup.function(unit.module, site.call.func, unit.owner)
@@ -257,6 +268,12 @@ class Project:
         Tell whether a unit is converted.
         """
         return not unit.errors()
+
+    def forgets(self, unit: Unit) -> bool:
+        """
+        Tell whether a unit, or one that it belongs together with, loses context variables.
+        """
+        return any(each.held.lost is not None for each in _group(unit))
 
     def converts_class(self, each: Class) -> bool:
         """

@@ -7,6 +7,8 @@
 # where no `finally`, no `except` and no context manager of the function stands around it; out of
 # those the answer is carried in a variable (`_guard`). So each piece of code keeps its moment,
 # and no `except` sees an exception that it did not see before.
+# A held return (`_held`) is the exception: what it stands in takes back context variables, and
+# does nothing else, when everything is over.
 # Rule 3: what may be None is not yielded before the app was called: None would run it.
 # Rule 4: nodes are told apart by identity; what nothing is to be done about is not built anew.
 
@@ -36,6 +38,7 @@ from ._build import (
     split_leading,
 )
 from ._guard import Guard, Place
+from ._held import Held
 from ._names import find, own_scope
 from ._scan import Scan
 from ._sites import Sites
@@ -60,9 +63,11 @@ class Spelling:
 
 class Rewriter:
     def __init__(
-        self, function: cst.FunctionDef, request: str, found: Scan, flow: Flow, limited: set[int]
+        self, held: Held, request: str, found: Scan, flow: Flow, limited: set[int]
     ) -> None:
-        self.function = function
+        self.function = function = held.function
+        # The returns of the received response for which `yield` is written.
+        self.held = held.returns
         self.request = request
         self.sites = found.sites
         self.flow = flow
@@ -227,10 +232,8 @@ class Rewriter:
             return end
         given = self.expression(value)
         again = self.flow.rebuilt.get(id(value))
-        if info is not None and info.is_received and again is not None:
-            return end if id(value) in self.flow.read else [self.with_body(again), *end]
         if info is not None and info.is_received:
-            return end if isinstance(value, cst.Name) else [cst.Expr(given), *end]
+            return [*self.received(node, given, again), *end]
         if self.sync:
             given = cst.Await(in_parentheses(given))
         if not place.guarded:
@@ -238,6 +241,20 @@ class Rewriter:
                 return [*self.guard.checked(given), *end]
             return [cst.Expr(cst.Yield(given, whitespace_after_yield=space(node))), *end]
         return self.guard.put_aside(given, info, place)
+
+    def received(
+        self, node: cst.Return, given: cst.BaseExpression, again: Rebuilt | None
+    ) -> list[Piece]:
+        pieces: list[Piece] = []
+        if again is not None:
+            if id(node.value) not in self.flow.read:
+                pieces.append(self.with_body(again))
+            given = cst.Name(again.response)
+        if id(node) in self.held:
+            pieces.append(cst.Expr(cst.Yield(given, whitespace_after_yield=space(node))))
+        elif not isinstance(given, cst.Name):
+            pieces.append(cst.Expr(given))
+        return pieces
 
     # ------------------------------------------------------------------ expressions
 

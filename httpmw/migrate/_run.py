@@ -145,7 +145,7 @@ def _convert(
         if options.write and (what := unwritable(file.path)) is not None:
             project.freeze(file.path, what)
     if options.to == "generator":
-        _add_uses(project, files, result)
+        _add_others(project, files, result)
         project.resolve()
     for path in progress.over(list(project.modules), "converting"):
         result.conversions.append(conversion(project, project.modules[path], options.to))
@@ -159,24 +159,33 @@ def _add(project: Project, file: File, result: Result) -> None:
         result.unusable.append(failed)
 
 
-def _add_uses(project: Project, files: dict[str, File | None], result: Result) -> None:
+def _add_others(project: Project, files: dict[str, File | None], result: Result) -> None:
     """
     Parse the other files in which a function that is to be converted is named.
+
+    And those in which a context manager is defined in which it calls the app.
     """
-    names = project.wanted()
-    if not names:
+    patterns = []
+    if names := project.wanted():
+        patterns.append((_any_of(rb"\b(?:%s)\b", names), b"import"))
+    if names := project.entered():
+        patterns.append((_any_of(rb"\b(?:def|class)\s+(?:%s)\b", names), b""))
+    if not patterns:
         return
-    pattern = re.compile(rb"\b(?:%s)\b" % b"|".join(re.escape(each.encode()) for each in names))
     for path, file in files.items():
         if file is not None:
             continue
         try:
             data = Path(path).read_bytes()
-            if pattern.search(data) and b"import" in data:
+            if any(pattern.search(data) and text in data for pattern, text in patterns):
                 files[path] = other = decoded(path, data)
                 _add(project, other, result)
         except (OSError, Unusable):
             continue  # a file that has nothing to do with it
+
+
+def _any_of(pattern: bytes, names: set[str]) -> re.Pattern[bytes]:
+    return re.compile(pattern % b"|".join(re.escape(each.encode()) for each in names))
 
 
 def _verify(project: Project, result: Result, progress: _Progress) -> None:

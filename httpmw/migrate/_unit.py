@@ -9,21 +9,20 @@ import libcst as cst
 from . import _flow, _scan, _state
 from ._build import without
 from ._certain import Certain
-from ._module import targets
+from ._held import Held, hold
 from ._names import dotted, find, is_http_decorator, last_name, own_scope
 from ._parameters import own_parameters
 from ._rewrite import Rewriter, Spelling
 from ._scan import Problem, Site, snippet
 
 if TYPE_CHECKING:
+    from ._lookup import Lookup
     from ._module import Class, Module, Registration
 
 __all__ = ["Unit"]
 
 # Decorators that leave the function what it is.
 _HARMLESS = {"abstractmethod", "final", "no_type_check", "override", "staticmethod"}
-# What takes back context variables of structlog.
-_CLEARING = {"clear_contextvars", "reset_contextvars", "unbind_contextvars"}
 _SCOPES = {
     f"{library}.{name}"
     for library in ("anyio", "trio")
@@ -74,6 +73,7 @@ class Unit:
         self.found = _scan.Scan()
         self.flow = _state.Flow()
         self.limited: set[int] = set()
+        self.held = Held(node)
 
     def say(self, code: str, node: cst.CSTNode, **details: str) -> None:
         self.problems.append(Problem(code, node, details))
@@ -166,7 +166,6 @@ class Unit:
         self._arguments()
         self._answers()
         self._scopes()
-        self._variables()
         if any(site.kind == "timed" for site in self.found.sites.values()):
             self.say("HM203", self.node)
 
@@ -269,32 +268,28 @@ class Unit:
                 else:
                     self.say("HM107", node, what=snippet(call))
 
-    def _variables(self) -> None:
+    def hold(self, lookup: Lookup) -> None:
         """
-        Find what takes back context variables after the call.
+        Rearrange it, so that context variables are taken back behind `yield response`.
         """
-        tokens = {
-            last_name(target)
+        self.held = hold(self, lookup)
+        if self.held.lost is not None:
+            node, taken = self.held.lost
+            what = taken.items[0].item if isinstance(taken, cst.With) else taken
+            self.say("HM218", node, what=snippet(what))
+
+    def entered(self) -> set[str]:
+        """
+        Give the names of the context managers in which the app is called.
+        """
+        return {
+            last_name(item.item.func)
             for node in own_scope(self.node.body)
-            if isinstance(node, cst.Assign)
-            and isinstance(node.value, cst.Call)
-            and last_name(node.value.func) == "set"
-            for target in targets(node)
-        }
-        for node in own_scope(self.node.body):
-            taken_back: cst.CSTNode | None = None
-            if isinstance(node, cst.With) and id(node) not in self.limited:
-                inside = (id(each) for each in own_scope(node.body))
-                if any(each in self.found.sites for each in inside):
-                    taken_back = node.items[0].item
-            elif isinstance(node, cst.Call) and (
-                last_name(node.func) in _CLEARING
-                or (last_name(node.func) == "reset" and _names_one_of(node, tokens))
-            ):
-                taken_back = node
-            if taken_back is not None:
-                self.say("HM218", node, what=snippet(taken_back))
-                return
+            if isinstance(node, cst.With)
+            and any(id(each) in self.found.sites for each in own_scope(node.body))
+            for item in node.items
+            if isinstance(item.item, cst.Call)
+        } - {""}
 
     def _becomes_a_limit(self, node: cst.With, name: str) -> bool:
         call: Any = node.items[0].item
@@ -331,7 +326,7 @@ class Unit:
         if self.is_abstract():
             changes["asynchronous"] = None
         else:
-            rewriter = Rewriter(self.node, self.request, self.found, self.flow, self.limited)
+            rewriter = Rewriter(self.held, self.request, self.found, self.flow, self.limited)
             changes["body"] = rewriter.body()
             if self.node.asynchronous is None:
                 changes["asynchronous"] = cst.Asynchronous()
@@ -366,10 +361,6 @@ class Unit:
         if not _is_request(annotation.annotation):
             return param
         return param.with_changes(annotation=annotation.with_changes(annotation=connection))
-
-
-def _names_one_of(call: cst.Call, names: set[str]) -> bool:
-    return any(dotted(each.value) in names for each in call.args)
 
 
 def _is_request(annotation: cst.BaseExpression) -> bool:

@@ -50,9 +50,11 @@ def verify(  # noqa: PLR0913 - two of them are limits
     Returns:
         A verdict for each, in their order.
     """
-    targets = [(each.qualname, each.line) for each in conversions]
+    targets = [(each.qualname, each.line, each.forgets, each.managers) for each in conversions]
     job = {"old": old, "new": new, "targets": targets, "styles": styles, "seconds": run_seconds}
-    verdicts = [Verdict(qualname, line, problem="it was not reached") for qualname, line in targets]
+    verdicts = [
+        Verdict(qualname, line, problem="it was not reached") for qualname, line, *_ in targets
+    ]
     for index, verdict in enumerate(_answers(job, seconds)):
         differences = [Difference(**each) for each in verdict.pop("differences")]
         verdicts[index] = Verdict(**verdict, differences=differences)
@@ -147,9 +149,10 @@ def main() -> None:
     new = Module(job["new"], job["styles"][1])
     matrix = Matrix(seconds=job["seconds"])
     sys.addaudithook(_refuse)
-    for qualname, line in job["targets"]:
+    for qualname, line, forgets, managers in job["targets"]:
+        known = {"forgets": forgets, "managers": frozenset(managers)}
         try:
-            verdict = judge(old, new, qualname, line, loop, matrix, alarm=True)
+            verdict = judge(old, new, qualname, line, loop, matrix, alarm=True, **known)
         except TooLong:
             verdict = Verdict(qualname, line, problem="it does not end")
         out.write(json.dumps(dataclasses.asdict(verdict)) + "\n")

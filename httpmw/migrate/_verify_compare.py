@@ -45,6 +45,7 @@ class Facts:
         reads_media_type: It looks at the media type of a response.
         own_task: It runs `call_next` in a task of its own.
         delegates: It hands `call_next` to another function.
+        forgets: The new version is known to take context variables back at the response start.
     """
 
     other_request: bool = False
@@ -54,9 +55,10 @@ class Facts:
     reads_media_type: bool = False
     own_task: bool = False
     delegates: bool = False
+    forgets: bool = False
 
     @classmethod
-    def of(cls, text: str) -> Facts:
+    def of(cls, text: str, *, forgets: bool = False) -> Facts:
         """
         Read them off the source of the function and of what it calls.
         """
@@ -72,6 +74,7 @@ class Facts:
             reads_media_type="media_type" in text,
             own_task=bool(re.search(r"(create_task|ensure_future|gather|shield)\(", text)),
             delegates=_delegates(text),
+            forgets=forgets,
         )
 
 
@@ -238,6 +241,11 @@ def _own_response(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) ->
     return differ if facts.sets_body else set()
 
 
+def _variables_reset(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:  # noqa: ARG001
+    # What goes wrong in a `finally` before a variable is reset there left it set.
+    return {"left"} if old.error and new.left.keys() <= old.left.keys() else set()
+
+
 def _own_task(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:  # noqa: ARG001
     # Not an improvement but a listed limit: it is refused with an error.
     return differ if facts.own_task else set()
@@ -259,6 +267,7 @@ _RULES: Final[dict[str, Rule]] = {
     "discarded-app-is-told": _discarded_app,
     "own-response-readable": _own_response,
     "other-request-honoured": _request_honoured,
+    "variables-reset": _variables_reset,
     "task-of-its-own-refused": _own_task,
 }
 
@@ -280,7 +289,7 @@ def compare(old: Outcome, new: Outcome, facts: Facts) -> tuple[list[str], list[s
     Returns:
         What differs, in words, and the names of the improvements.
     """
-    told = dict(_told(old, new))
+    told = dict(_told(old, new, facts))
     left = set(told)
     improvements = []
     for name, rule in _RULES.items():
@@ -293,7 +302,7 @@ def compare(old: Outcome, new: Outcome, facts: Facts) -> tuple[list[str], list[s
     return [told[each] for each in told if each in left], improvements
 
 
-def _told(old: Outcome, new: Outcome) -> Iterator[tuple[str, str]]:
+def _told(old: Outcome, new: Outcome, facts: Facts) -> Iterator[tuple[str, str]]:
     if old.error != new.error:
         yield "error", f"raised {_error(old)} before, {_error(new)} now"
     if old.status != new.status:
@@ -311,6 +320,12 @@ def _told(old: Outcome, new: Outcome) -> Iterator[tuple[str, str]]:
         yield "seen", f"the app saw {_first(old.seen, new.seen)}"
     if old.trace != new.trace:
         yield "trace", f"side effects: {_first(old.trace, new.trace)}"
+    # An app whose response is not wanted is told so, and what it does then is its own affair.
+    if old.own and not facts.forgets and old.later != new.later:
+        yield "later", f"behind its call the app saw {_first(old.later, new.later)}"
+    # A context manager may choose to leave a variable set where there is an exception.
+    if old.left != new.left and not new.broke_off:
+        yield "left", f"context variables left set: {old.left} before, {new.left} now"
 
 
 def _first(old: list[str], new: list[str]) -> str:

@@ -115,6 +115,8 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
     matrix: Matrix = FULL,
     *,
     alarm: bool = False,
+    forgets: bool = False,
+    managers: frozenset[str] = frozenset(),
 ) -> Verdict:
     """
     Run the two versions of one function in this process.
@@ -127,6 +129,8 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
         loop: The event loop to run on.
         matrix: What to run them against.
         alarm: Whether the alarm clock of the process may be used, for code that never awaits.
+        forgets: Whether it is known to take context variables back at the response start.
+        managers: The context managers of other files that take back context variables.
     """
     verdict = Verdict(qualname, line)
     index = old.find(qualname, line)
@@ -134,12 +138,13 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
         verdict.problem = "it is not in the source"
         return verdict
     function = old.function(qualname, index)
-    facts = Facts.of(old.text(qualname, index))
+    facts = Facts.of(old.text(qualname, index), forgets=forgets)
+    target = _Target((old, new), qualname, index, managers)
     requests = (*matrix.requests, *_of_the_source(function, matrix.paths))
     try:
         for truthy in (False, True):
             limit = _Limit(matrix.seconds, alarm=alarm)
-            pair = _Pair((old, new), (qualname, index), limit, truthy=truthy)
+            pair = _Pair(target, limit, truthy=truthy)
             run = pair.run(verdict, facts, matrix.apps, requests)
             calls = loop.run_until_complete(run)
         for which in range(min(calls, matrix.failures)):
@@ -148,7 +153,7 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
             loop.run_until_complete(run)
         for nothing in filter(None, old.called(qualname, index)):
             for truthy in (False, True):
-                pair = _Pair((old, new), (qualname, index), limit, truthy=truthy, nothing=nothing)
+                pair = _Pair(target, limit, truthy=truthy, nothing=nothing)
                 run = pair.run(verdict, facts, matrix.failing_apps, matrix.failing_requests)
                 loop.run_until_complete(run)
     except _Enough:
@@ -158,11 +163,18 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
     return verdict
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    modules: tuple[Module, Module]
+    qualname: str
+    index: int
+    managers: frozenset[str]
+
+
 class _Pair:
     def __init__(
         self,
-        modules: tuple[Module, Module],
-        target: tuple[str, int],
+        target: _Target,
         limit: _Limit,
         *,
         truthy: bool,
@@ -173,16 +185,16 @@ class _Pair:
             self.name += f", {', '.join(sorted(nothing))} give None"
         self._limit = limit
         self._hanging = 0
-        self._is_rewritten = modules[1].style == "generator"
+        self._is_rewritten = target.modules[1].style == "generator"
         self._worlds: list[World] = []
         self._runners: list[Runner] = []
         problems: list[str] = []
-        for module in modules:
-            world = module.world(truthy=truthy, nothing=nothing)
+        for module in target.modules:
+            world = module.world(truthy=truthy, nothing=nothing, managers=target.managers)
             self._worlds.append(world)
             try:
                 with limit:
-                    layer: Layer = module.load(*target, world)
+                    layer: Layer = module.load(target.qualname, target.index, world)
                     self._runners.append(Runner(layer.make, world, layer.variables))
             except NotRunnable as problem:
                 problems.append(str(problem))

@@ -169,11 +169,11 @@ class Module:
         unknown = {name for name in every - ours if not name.endswith("Response")}
         return frozenset(unknown & set(_answering(tree))), frozenset(unknown)
 
-    def world(self, *, truthy: bool, nothing: frozenset[str] = frozenset()) -> World:
+    def world(self, **options: Any) -> World:
         """
-        Make a world for this file, in which the calls of the names in *nothing* give None.
+        Make a world for this file, with the other arguments of `World`.
         """
-        return World(truthy=truthy, raised=self._raised, nothing=nothing)
+        return World(raised=self._raised, **options)
 
     def load(self, qualname: str, index: int, world: World) -> Layer:
         """

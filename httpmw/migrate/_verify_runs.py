@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,6 +40,11 @@ class Outcome:
         raised: The exception itself.
         seen: What the app saw of each request it got.
         trace: The side effects in their order.
+        offered: The headers with which the app started its responses.
+        own: Whether it was such a response that was sent, not one in its place.
+        later: What the app saw of the context variables behind its call: with each message that
+            it sent, and where its background tasks run.
+        left: The context variables that the function left set.
     """
 
     method: str
@@ -53,6 +58,10 @@ class Outcome:
     raised: BaseException | None = None
     seen: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    offered: list[Any] = field(default_factory=list)
+    own: bool = False
+    later: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
 
     @property
     def body(self) -> bytes:
@@ -65,6 +74,7 @@ class Outcome:
         return [value for key, value in self.headers if key.lower() == name]
 
 
+_UNSET: Final = described(None)
 _Made: TypeAlias = Callable[[ASGIApp], ASGIApp]
 
 
@@ -107,16 +117,26 @@ class Runner:
         server = _Server(asked, outcome)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # coroutines that are given to stubs
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    await self._app(asked.scope(world), server.receive, server.send)
-            except BaseException as error:  # noqa: BLE001 - it is what is compared
-                outcome.raised = error
-                outcome.error = (type(error).__name__, described(error), self._is_own(error))
-            outcome.hangs = limit.expired()
+            # What one run leaves set is not seen by the next one.
+            context = contextvars.copy_context()
+            run = self._run(asked.scope(world), server, seconds)
+            await asyncio.create_task(run, context=context)
             await _end_other_tasks()
         outcome.trace = list(world.trace)
         return outcome
+
+    async def _run(self, scope: Scope, server: _Server, seconds: float) -> None:
+        outcome = self._outcome
+        before = self._seen_variables()
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await self._app(scope, server.receive, server.send)
+        except BaseException as error:  # noqa: BLE001 - it is what is compared
+            outcome.raised = error
+            outcome.error = (type(error).__name__, described(error), self._is_own(error))
+        outcome.hangs = limit.expired()
+        now = self._seen_variables()
+        outcome.left = {name: now[name] for name in now if now[name] != before.get(name, _UNSET)}
 
     async def _call_inner(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._world.record("- the app is called -")
@@ -136,6 +156,9 @@ class Runner:
             # What a middleware raises comes to the app out of its `send`.
             nonlocal answered
             answered = True
+            if message["type"] == "http.response.start":
+                outcome.offered.append(message.get("headers"))
+            outcome.later.append(f"{message['type']}: {self._seen_variables()}")
             try:
                 await send(message)
             except BaseException as error:
@@ -148,6 +171,7 @@ class Runner:
             self._app_error = error
             outcome.broke_off = answered and isinstance(error, OwnError)
             raise
+        outcome.later.append(f"background: {self._seen_variables()}")
 
     def _is_own(self, error: BaseException) -> bool:
         return error is self._app_error and error is not self._sent_error
@@ -158,9 +182,15 @@ class Runner:
             "query": described(scope["query_string"]),
             "headers": described(scope["headers"]),
             "state": described(dict(scope["state"])),
-            "variables": {k: described(v.get(None)) for k, v in self._variables.items()},
+            "variables": self._seen_variables(),
         }
         return json.dumps(view, default=str)
+
+    def _seen_variables(self) -> dict[str, str]:
+        seen = {name: each.get(None) for name, each in self._variables.items()}
+        known = {name: each.get(None) for name, each in self._world.variables.known.items()}
+        seen |= {name: value for name, value in known.items() if value is not None}
+        return {name: described(value) for name, value in seen.items()}
 
 
 class _Server:
@@ -185,6 +215,7 @@ class _Server:
         if message["type"] == "http.response.start":
             status = message["status"]
             outcome.status = status if type(status) is int else described(status)
+            outcome.own = any(each is message.get("headers") for each in outcome.offered)
             outcome.headers = [(_text(k), _text(v)) for k, v in message.get("headers", ())]
             outcome.trace.append("- the response starts -")
         elif message["type"] == "http.response.body":

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 
+from ._verify_variables import Variables
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -42,14 +44,22 @@ class World:
         nothing: The last parts of the names of stubs whose calls give None.
         raised: The last parts of the names that stand in `except` and `raise`: where such a
             name is unknown it is an exception class and no stub.
+        managers: The last parts of the names of context managers of other files that take back
+            context variables, and do no more.
     """
 
     def __init__(
-        self, *, truthy: bool, raised: frozenset[str], nothing: frozenset[str] = frozenset()
+        self,
+        *,
+        truthy: bool,
+        raised: frozenset[str],
+        nothing: frozenset[str] = frozenset(),
+        managers: frozenset[str] = frozenset(),
     ) -> None:
         self.truthy = truthy
         self.nothing = nothing
         self.raised = raised
+        self.variables = Variables(managers)
         self.loading = True
         # Whether a stub was given `call_next`.
         self.handed_on = False
@@ -181,6 +191,8 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
         world = self._world
         if world.loading and len(args) == 1 and not options and _is_definition(args[0]):
             return args[0]  # a decorator
+        if not world.loading and world.variables.take_back(self._label, args):
+            return None
         world.called(f"{self._label}({_arguments(args, options)})")
         if world.loading:
             return Stub(world, f"{self._label}()")
@@ -188,9 +200,12 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
             if isinstance(request, HTTPConnection) and callable(each) and not is_stub(each):
                 world.handed_on = True
                 return _calling_next(each, request)
-        if self._label.rpartition(".")[2] in world.nothing:
+        is_nothing = self._label.rpartition(".")[2] in world.nothing
+        if is_nothing and not world.variables.concerns(self._label, args):
             return _none_later() if _is_awaited(sys._getframe(1)) else None  # noqa: SLF001
-        return Stub(world, f"{self._label}()")
+        given = Stub(world, f"{self._label}()")
+        world.variables.note(self._label, args, _arguments(args, options), given)
+        return given
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         # Of several unknown bases the first one stands for all.
@@ -212,6 +227,7 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
 
     def __enter__(self) -> Any:
         self._world.called(f"enter {self._label}")
+        self._world.variables.enter(self, self._label)
         return Stub(self._world, f"{self._label}.__enter__()")
 
     def __exit__(
@@ -220,7 +236,8 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._world.record(f"exit {self._label}: {kind and kind.__name__}")
+        if not self._world.variables.leave(self, self._label):
+            self._world.record(f"exit {self._label}: {kind and kind.__name__}")
 
     async def __aenter__(self) -> Any:
         return self.__enter__()
