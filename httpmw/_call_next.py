@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Awaitable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from inspect import isasyncgen, isawaitable
 from types import CodeType, CoroutineType, FrameType
@@ -36,23 +36,27 @@ if TYPE_CHECKING:
 _new: Final = object.__new__
 
 
-def begin(layer: Any, conn: Connection) -> Any:
+def middleware_function(layer: Any) -> Callable[[Connection], DispatchFlow]:
     """
-    Make the flow of one request in one layer.
+    Give what makes the flow of one request in one layer.
     """
-    flow = DispatchFlow()
-    flow._layer = layer
-    flow._may_call = False
-    flow._outcome = None
-    flow._request = request = _new(CachedRequest)
-    request.scope = conn.scope
-    request._conn = conn
-    request._taken = False
-    coroutine = layer.dispatch_func(request, flow.call_next)
-    if type(coroutine) is not CoroutineType:
-        coroutine = _coroutine_of(layer, coroutine)
-    flow._coroutine = coroutine
-    return flow
+
+    def begin(conn: Connection) -> DispatchFlow:
+        flow = DispatchFlow()
+        flow._layer = layer
+        flow._may_call = False
+        flow._outcome = None
+        flow._request = request = _new(CachedRequest)
+        request.scope = conn.scope
+        request._conn = conn
+        request._taken = False
+        coroutine = layer.dispatch_func(request, flow.call_next)
+        if type(coroutine) is not CoroutineType:
+            coroutine = _coroutine_of(layer, coroutine)
+        flow._coroutine = coroutine
+        return flow
+
+    return begin
 
 
 def _coroutine_of(layer: Any, given: Any) -> Any:

@@ -122,6 +122,21 @@ def states_in(backend: Any) -> Any:
     return NoStates()
 
 
+class TrioStates:
+    # The same for tasks of trio, which know their scopes themselves.
+
+    def get(self, key: ref[Any]) -> TrioState:
+        return TrioState(key())
+
+
+class TrioState:
+    def __init__(self, task: Any) -> None:
+        self.cancel_scope = open_scopes(task)
+
+
+trio_states: Final = TrioStates()
+
+
 class NoStates:
     # In the place of the states, and of each of them, where anyio has moved them.
 

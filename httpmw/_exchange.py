@@ -32,6 +32,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from types import AsyncGeneratorType, CoroutineType, MappingProxyType
 from typing import Any, Final, TypeAlias
+from weakref import ref
 
 import anyio
 from starlette.background import BackgroundTask
@@ -123,8 +124,9 @@ class Adapter:
         try:
             # Inward: the first step of each flow.
             waiting = exchange.waiting
-            states = exchange.states
-            scopes = open_scopes(exchange.task) if states else None
+            states = exchange.states  # as in `open_scopes()`, without the call
+            state = states.get(exchange.key) if states else None
+            scopes = state.cancel_scope if state else None
             # asyncio registers every async generator, to close it with the loop; the adapter
             # closes them itself, and the registering costs half as much as all else in a flow's
             # life. The hook is looked at when `asend` is called, not when it is awaited, so that
@@ -176,7 +178,12 @@ class Adapter:
                     if exchange.around is not None:
                         exchange.enclose(*rest)
             else:
-                if states and open_scopes(exchange.task) != scopes:
+                if states:
+                    state = states.get(exchange.key or ref(exchange.task))
+                    held = state.cancel_scope if state else None
+                else:
+                    held = None
+                if held != scopes:
                     failure = await exchange.scope_held(scopes)
                 elif not waiting:  # every layer stepped aside
                     await app(scope, receive, send)
@@ -332,7 +339,7 @@ class Exchange(Outbound):
         mistake = not_a_new_response(self.waiting[-1], value)
         if mistake is not None:
             return await self.misuse(self.waiting.pop(), mistake)
-        if open_scopes(self.task) != scopes:
+        if self.states and open_scopes(self.task) != scopes:
             return await self.scope_held(scopes)
         self.entered = True
         if len(self.waiting) > 1 or self.incoming is not None:
@@ -714,12 +721,15 @@ def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange
     self.stepper = None
     loop = running_loop()
     task = None if loop is None else _context.task_of(loop)
+    states = _context.states
     if task is None:
         loop = None
         task = trio_task()
+        states = _context.trio_states if task is not None else None
     self.loop = loop
     self.task = task
-    self.states = True if loop is None else _context.states
+    self.states = states
+    self.key = ref(task) if states else None
     return self
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from weakref import ref
 
 import anyio.lowlevel
 from starlette.requests import ClientDisconnect
@@ -89,7 +90,7 @@ class Outbound(Driven):
 
     # What every request comes to is set when the object is made. All else has its default here:
     # most requests never look at it, and to set it would cost them.
-    __slots__ = ("loop", "passing", "plain", "server_send", "state", "states", "waiting")
+    __slots__ = ("key", "loop", "passing", "plain", "server_send", "state", "states", "waiting")
 
     state: int
     # The flows that wait for a response, the outermost first.
@@ -102,8 +103,10 @@ class Outbound(Driven):
     plain: bool
     # Where the request runs; None on trio.
     loop: Any
-    # False as long as there is no task anywhere of which anyio knows a scope.
+    # Where the scopes that tasks hold open are known, and under which key those of this one are;
+    # false, and None, where there was none as the request began.
     states: Any
+    key: Any
 
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
@@ -287,7 +290,9 @@ class Outbound(Driven):
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
             self.stepper = task
-            self.scopes = open_scopes(task) if self.states else None
+            states = self.states  # as in `open_scopes()`, without the call
+            state = states.get(self.key or ref(task)) if states else None
+            self.scopes = state.cancel_scope if state else None
             while waiting:
                 flow = waiting.pop()
                 try:
@@ -395,7 +400,7 @@ class Outbound(Driven):
     def _mistake(
         self, flow: AnyFlow, response: AppResponse, value: Any
     ) -> _errors.MiddlewareError | None:
-        if open_scopes(self.stepper) != self.scopes:
+        if self.states and open_scopes(self.stepper) != self.scopes:
             return _errors.open_scope(flow)
         if value is response:
             return None
@@ -663,6 +668,7 @@ class Replacement(Outbound):
         self.plain = False
         self.loop = exchange.loop
         self.states = exchange.states
+        self.key = exchange.key
 
     @property
     def exchange(self) -> Exchange:

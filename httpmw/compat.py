@@ -11,7 +11,6 @@ import inspect
 import re
 import threading
 from collections.abc import Awaitable, Callable
-from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -22,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
-from ._call_next import begin
+from ._call_next import middleware_function
 from ._exchange import Adapter, Layers, runs_as_adapter
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class _Adapter(Adapter):
         layers = [layer]
         while is_neighbour(layers[-1].app):
             layers.append(layers[-1].app)
-        self.take(tuple(partial(begin, each) for each in layers), layers[-1].app)
+        self.take(tuple(map(middleware_function, layers)), layers[-1].app)
         self.patch = _patch
         self.app = layer.app
         # The layers further in, each with what it is around.

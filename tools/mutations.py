@@ -400,7 +400,7 @@ MUTATIONS = [
     Mutation(
         "a scope may be held over the second yield",
         TRAVEL,
-        """        if open_scopes(self.stepper) != self.scopes:
+        """        if self.states and open_scopes(self.stepper) != self.scopes:
             return _errors.open_scope(flow)
 """,
         "",
