@@ -20,5 +20,6 @@ class RequestID(HTTPMiddleware):
         try:
             response = yield
             response.headers[self.header] = request_id
+            yield response
         finally:
             current_id.reset(token)

@@ -25,6 +25,7 @@ class TenantContext(HTTPMiddleware):
         token = tenant.set(name)
         try:
             response = yield
+            response.headers.add_vary_header("x-tenant")
+            yield response
         finally:
             tenant.reset(token)
-        response.headers.add_vary_header("x-tenant")
