@@ -34,6 +34,7 @@ The series, each from one run:
   figures are the code's own. A request that suspends is an error here.
 * asyncio, uvloop, trio: every request is a task of that loop, as on a server.
   `BaseHTTPMiddleware` needs the loop, so the comparisons with it are made there.
+* anyio: asyncio under `anyio.run()`, where anyio knows of a task that may hold scopes open.
 * jobs: the jobs under asyncio, as a discarded application is given turns of the loop.
 
 `benchmarks.measure` says how time is taken.
@@ -49,6 +50,7 @@ from typing import NamedTuple
 
 from benchmarks.document import Row, document, options, write
 from benchmarks.measure import (
+    ANYIO,
     ASYNCIO,
     BY_HAND,
     TRIO,
@@ -144,6 +146,7 @@ SERIES = {
         (*LOOP_STYLES, FLOOR),
         against=("asgi", FLOOR, "one yield", "drop-in"),
     ),
+    "anyio": Series("Under anyio.run(), which has a task with scopes", ANYIO, LOOP_STYLES),
     "uvloop": Series("Under uvloop", UVLOOP, LOOP_STYLES),
     "trio": Series("Under trio", TRIO, LOOP_STYLES),
     "jobs": Series(

@@ -11,7 +11,9 @@ How the benchmarks take time.
 5. Each sample runs in a task of its own, so that there is a current task and no sample finds what
    another one left behind. The loop's hooks for async generators are on, also where requests are
    stepped by hand.
-6. anyio has its backend loaded, as in every application that has sent a file or a stream.
+6. anyio has its backend loaded, as in every application that has sent a file or a stream. It knows
+   the scopes of no task, as long as a server runs nothing but plain coroutines; where it does, a
+   layer has to look for those of its own request. That is measured under `anyio.run()`.
 """
 
 from __future__ import annotations
@@ -21,17 +23,19 @@ import gc
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
 import anyio
 import trio
+import uvloop
 
 from benchmarks.styles import App, receive, request_scope, send
 
 Arm = TypeVar("Arm")
+T = TypeVar("T")
 Take = Callable[[App, int], Coroutine[Any, Any, float]]  # seconds for that many requests
 Samples = Mapping[Arm, list[float]]
 
@@ -90,21 +94,35 @@ async def under_trio(app: App, requests: int) -> float:
     return clock() - started
 
 
+Run = Callable[[Callable[[], Coroutine[Any, Any, T]]], T]
+
+
 @dataclass(frozen=True)
 class Driver:
     """
-    How one sample is taken, and the event loop that it is taken in, as `anyio.run` names it.
+    How one sample is taken, and what runs the event loop that it is taken in.
     """
 
     take: Take
-    backend: str = "asyncio"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    run: Run[Any]
 
 
-BY_HAND = Driver(by_hand)
-ASYNCIO = Driver(under_asyncio)
-UVLOOP = Driver(under_asyncio, options={"use_uvloop": True})
-TRIO = Driver(under_trio, "trio")
+def as_server(
+    main: Callable[[], Coroutine[Any, Any, T]],
+    loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
+    """
+    Run *main* as uvicorn runs a server.
+    """
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(main())
+
+
+BY_HAND = Driver(by_hand, as_server)
+ASYNCIO = Driver(under_asyncio, as_server)
+ANYIO = Driver(under_asyncio, anyio.run)
+UVLOOP = Driver(under_asyncio, partial(as_server, loop=uvloop.new_event_loop))
+TRIO = Driver(under_trio, partial(anyio.run, backend="trio"))
 
 
 def measure(
@@ -123,7 +141,8 @@ def measure(
         The seconds that one request took, for each arm and round.
     """
     taking = partial(_measure, arms, driver.take, rounds=rounds, seconds=seconds)
-    return anyio.run(taking, backend=driver.backend, backend_options=dict(driver.options))
+    samples: dict[Arm, list[float]] = driver.run(taking)
+    return samples
 
 
 async def _measure(

@@ -216,7 +216,7 @@ def loops(results: Results) -> str:
                         for row in (in_loop(results, style, *arm, loop) for arm in arms)
                     ),
                 ]
-                for loop in ("asyncio", "uvloop", "trio")
+                for loop in ("asyncio", "anyio", "uvloop", "trio")
                 for style in STYLES[1:]
             ],
         ),

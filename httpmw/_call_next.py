@@ -154,7 +154,7 @@ class DispatchFlow:
         try:
             awaited = self._coroutine.send(response)
         except BaseException as exc:
-            if context:
+            if context and context != copy_context():
                 _keep(context, response)
             if not isinstance(exc, StopIteration):
                 raise
@@ -290,8 +290,6 @@ def _keep(context: Context, response: AppResponse) -> None:
     """
     Keep for the app the variables of *context* that are different by now.
     """
-    if context == copy_context():  # as nearly always: both are the same, which is quickly seen
-        return
     changed = {var: value for var, value in context.items() if var.get(_GIVEN) is not value}
     if changed:
         response._outbound.exchange.keep(changed)

@@ -124,9 +124,13 @@ class Adapter:
         try:
             # Inward: the first step of each flow.
             waiting = exchange.waiting
-            states = exchange.states  # as in `open_scopes()`, without the call
-            state = states.get(exchange.key) if states else None
-            scopes = state.cancel_scope if state else None
+            states = exchange.states
+            scopes = key = None
+            if states:  # `open_scopes()`, without the call
+                key = ref(exchange.task)
+                state = states.get(key)
+                if state:
+                    scopes = state.cancel_scope
             # asyncio registers every async generator, to close it with the loop; the adapter
             # closes them itself, and the registering costs half as much as all else in a flow's
             # life. The hook is looked at when `asend` is called, not when it is awaited, so that
@@ -178,11 +182,10 @@ class Adapter:
                     if exchange.around is not None:
                         exchange.enclose(*rest)
             else:
+                held = scopes
                 if states:
-                    state = states.get(exchange.key or ref(exchange.task))
+                    state = states.get(key or ref(exchange.task))
                     held = state.cancel_scope if state else None
-                else:
-                    held = None
                 if held != scopes:
                     failure = await exchange.scope_held(scopes)
                 elif not waiting:  # every layer stepped aside
@@ -729,7 +732,6 @@ def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange
     self.loop = loop
     self.task = task
     self.states = states
-    self.key = ref(task) if states else None
     return self
 
 

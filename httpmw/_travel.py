@@ -90,7 +90,7 @@ class Outbound(Driven):
 
     # What every request comes to is set when the object is made. All else has its default here:
     # most requests never look at it, and to set it would cost them.
-    __slots__ = ("key", "loop", "passing", "plain", "server_send", "state", "states", "waiting")
+    __slots__ = ("loop", "passing", "plain", "server_send", "state", "states", "waiting")
 
     state: int
     # The flows that wait for a response, the outermost first.
@@ -103,10 +103,8 @@ class Outbound(Driven):
     plain: bool
     # Where the request runs; None on trio.
     loop: Any
-    # Where the scopes that tasks hold open are known, and under which key those of this one are;
-    # false, and None, where there was none as the request began.
+    # Where the scopes are known that tasks hold open; false as long as there are none.
     states: Any
-    key: Any
 
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
@@ -290,9 +288,11 @@ class Outbound(Driven):
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
             self.stepper = task
-            states = self.states  # as in `open_scopes()`, without the call
-            state = states.get(self.key or ref(task)) if states else None
-            self.scopes = state.cancel_scope if state else None
+            self.scopes = None
+            if self.states:  # `open_scopes()`, without the call
+                state = self.states.get(ref(task))
+                if state:
+                    self.scopes = state.cancel_scope
             while waiting:
                 flow = waiting.pop()
                 try:
@@ -668,7 +668,6 @@ class Replacement(Outbound):
         self.plain = False
         self.loop = exchange.loop
         self.states = exchange.states
-        self.key = exchange.key
 
     @property
     def exchange(self) -> Exchange:

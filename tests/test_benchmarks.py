@@ -18,7 +18,18 @@ from starlette.testclient import TestClient
 from benchmarks import bodies, budget, grid, import_time, memory, report, served, servers, targets
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.document import document, find, read, write
-from benchmarks.measure import ASYNCIO, TRIO, UVLOOP, Figure, added, by_hand, measure, ratio, step
+from benchmarks.measure import (
+    ANYIO,
+    ASYNCIO,
+    TRIO,
+    UVLOOP,
+    Figure,
+    added,
+    by_hand,
+    measure,
+    ratio,
+    step,
+)
 from benchmarks.page import PARTS, PLOTS
 from benchmarks.styles import ASIDE, BODIES, JOBS, STYLES, at_work, layered, receive, request_scope
 from benchmarks.svg import COLOURS, Bar, Line, bars, lines
@@ -107,8 +118,9 @@ async def test_what_is_stepped_by_hand_never_suspends():
         assert await by_hand(grid.application(arm), requests=1) >= 0
 
 
-@pytest.mark.parametrize("driver", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # how uvloop is installed
+@pytest.mark.parametrize(
+    "driver", [ASYNCIO, ANYIO, UVLOOP, TRIO], ids=["asyncio", "anyio", "uvloop", "trio"]
+)
 def test_a_sample_is_taken_in_its_loop(driver):
     """
     Every request of a sample runs to its end, on the loop that the driver names.
