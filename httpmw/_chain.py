@@ -65,6 +65,16 @@ class Slot(NamedTuple):
     outside: bool
 
 
+class Nowhere:
+    # Where the layers of an application lead before it has started.
+
+    def __init__(self, app: object) -> None:
+        self._app = app
+
+    async def __call__(self, *_: object) -> None:
+        raise _errors.not_started(self._app)
+
+
 class Link(NamedTuple):
     name: str
     call: ASGIApp
@@ -161,18 +171,21 @@ def _link(key: str, name: str) -> Link:
     def call(scope: Scope, receive: Receive, send: Send) -> Any:
         if only is not None:
             return only(scope, receive, send)
+        return looked_up(scope)(scope, receive, send)
+
+    def looked_up(scope: Scope) -> Any:
         try:
-            app = scope[key][name]
+            return scope[key][name]
         except KeyError:
             # A layer has made a new scope out of known keys: where the link led at last.
-            app = last["app"]
-        return app(scope, receive, send)
+            return last["app"]
 
     def lead(app: ASGIApp, late_app: ASGIApp) -> None:
         nonlocal only
         # It is called before the chain is published: a request that still finds the old value is
         # in a chain where it holds.
-        is_only = app is late_app and ("app" not in last or app is only)
+        is_first = isinstance(last.get("app"), Nowhere | None)
+        is_only = app is late_app and (is_first or app is only)
         only = app if is_only else None
         last["app"] = late_app
 

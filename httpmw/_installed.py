@@ -29,7 +29,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
-from ._chain import INSIDE, Chain, Slot, marked
+from ._chain import INSIDE, Chain, Nowhere, Slot, marked
 
 if TYPE_CHECKING:
     from .stack import MiddlewareStack
@@ -69,11 +69,8 @@ class Installation:
         self.core: Any = None
         self.frame: ASGIApp | None = None
         self.user_middleware = UserMiddleware(self)
-        self.stack = cls(self._not_started, list(app.user_middleware))
+        self.stack = cls(Nowhere(app), list(app.user_middleware))
         self.stack._installation = self
-
-    async def _not_started(self, *_: object) -> None:
-        raise _errors.not_started(self.app)
 
     def enter(self) -> None:
         """
