@@ -74,9 +74,8 @@ _GIVEN: Final = object()
 
 
 class DispatchFlow:
-    # One running dispatch coroutine, with the methods of an async generator.
-    #
-    # The first part of each step is taken at once, as most wait for nothing but `call_next`.
+    # One running dispatch coroutine, with the methods of an async generator, but that `asend` takes
+    # the first part of its step at once: most wait for nothing but `call_next`.
 
     __slots__ = ("_coroutine", "_layer", "_may_call", "_outcome", "_request")
 
@@ -132,16 +131,22 @@ class DispatchFlow:
             return _errors.call_next_elsewhere(self)
         return _errors.second_call_next(self)
 
-    def asend(self, response: Any) -> Awaitable[Any] | None:
+    def asend(  # noqa: C901 - a drive stays flat instead of short
+        self, response: Any
+    ) -> Awaitable[Any] | None:
         """
         Take the first part of a step; give the rest of it, None where `call_next` is awaited.
         """
         if response is None:
+            if self._coroutine is _OVER:
+                raise StopAsyncIteration
             self._may_call = True
             try:
                 awaited = self._coroutine.send(None)
             except StopIteration as stop:
                 return self._returned(stop.value, None)
+            except StopAsyncIteration as exc:
+                raise _errors.raised_stop(self) from exc
             finally:
                 self._may_call = False
             if awaited is self:
@@ -154,8 +159,10 @@ class DispatchFlow:
         try:
             awaited = self._coroutine.send(response)
         except BaseException as exc:
-            if context and context != copy_context():
+            if context:
                 _keep(context, response)
+            if isinstance(exc, StopAsyncIteration):
+                raise _errors.raised_stop(self) from exc
             if not isinstance(exc, StopIteration):
                 raise
             value = exc.value
@@ -171,7 +178,9 @@ class DispatchFlow:
         self, awaited: Any, response: Any, context: Context | None
     ) -> Generator[Any, Any, Any]:
         try:
-            value = yield from self._drive(self._coroutine, awaited)
+            driving = self._drive(self._coroutine, awaited)
+            awaited = None
+            value = yield from driving
         finally:
             if context:
                 _keep(context, response)
@@ -200,6 +209,8 @@ class DispatchFlow:
                 value = coroutine.throw(exc)
             except StopIteration as stop:
                 value = stop.value
+            except StopAsyncIteration as raised:
+                raise _errors.raised_stop(self) from raised
             else:
                 value = yield from self._drive(coroutine, value)
             # What was added to it leads back, by way of frames, to those who hold the exception.
@@ -234,9 +245,11 @@ class DispatchFlow:
                     self._may_call = False
         except StopIteration as stop:
             return stop.value
+        except StopAsyncIteration as exc:
+            raise _errors.raised_stop(self) from exc
         finally:
-            # An exception here would hold this frame, and this frame the exception.
-            call = argument = None
+            # What is left here would hold this frame by its traceback, and this frame it.
+            call = argument = awaited = None
         return self
 
     def _answer(self, value: Any, failure: BaseException | None) -> Response:
@@ -275,9 +288,6 @@ class DispatchFlow:
 
 class _Over:
     # In the place of a coroutine that has ended.
-
-    def send(self, _: Any) -> Any:
-        raise StopAsyncIteration
 
     def throw(self, exc: BaseException) -> Any:
         raise exc

@@ -9,7 +9,7 @@
 # Rule 2: a request keeps its chain in the scope, under the key of its stack, and each link looks
 # up there where it leads. So a scope that is copied, a sub-application with a stack of its own and
 # a layer that is removed under a request are all the same case. A link that has led to one place
-# in all chains so far has no need to look.
+# in all chains so far, since the application has started, has no need to look.
 # Rule 3: an instance is made once, around its link, and lives as long as a chain has it. What is
 # fused is made for each chain: an adapter has no state of its own.
 # Rule 4: nothing that a chain is made of refers back to the chain, so that the last request frees
@@ -169,9 +169,10 @@ def _link(key: str, name: str) -> Link:
     only: ASGIApp | None = None
 
     def call(scope: Scope, receive: Receive, send: Send) -> Any:
-        if only is not None:
-            return only(scope, receive, send)
-        return looked_up(scope)(scope, receive, send)
+        app = only
+        if app is None:
+            app = looked_up(scope)
+        return app(scope, receive, send)
 
     def looked_up(scope: Scope) -> Any:
         try:

@@ -77,19 +77,19 @@ class runner_in:  # noqa: N801 - used like a function
         self._context = context
 
     def __call__(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        entered = False
+        # An exception that is thrown in would be held by this frame, and hold it by its traceback.
+        arguments = [argument]
+        del argument
 
         def call() -> Any:
-            nonlocal entered
-            entered = True
-            return function(argument)
+            return function(arguments.pop())
 
         try:
             return self._context.run(call)
         except RuntimeError:
-            if entered:
+            if not arguments:
                 raise
-        return function(argument)
+        return call()
 
 
 # Open scopes. anyio keeps the innermost scope of a task in `_task_states`; trio in

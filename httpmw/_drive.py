@@ -145,8 +145,8 @@ class Driven(Turn):
             return stop.value
         finally:
             self.stepper = None
-            # An exception here would hold this frame, and this frame the exception.
-            call = argument = None
+            # What is left here would hold this frame by its traceback, and this frame it.
+            call = argument = awaited = None
 
     def crossed(self) -> BaseException:
         """
@@ -198,17 +198,15 @@ class Begun:
                 exc = None
         if self._step is None:
             return self._value
-        step, awaited = self._step, self._awaited
-        while True:
-            try:
-                argument = yield awaited
-            except BaseException as thrown:  # noqa: BLE001 - it belongs to the step
-                call, argument = step.throw, thrown
-            else:
-                call = step.send
-            try:
+        step, awaited, self._awaited = self._step, self._awaited, None
+        try:
+            while True:
+                try:
+                    call, argument = step.send, (yield awaited)
+                except BaseException as thrown:  # noqa: BLE001 - it belongs to the step
+                    call, argument = step.throw, thrown
                 awaited = call(argument)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                call = argument = None
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            call = argument = awaited = None

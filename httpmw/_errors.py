@@ -452,6 +452,14 @@ def foreign_returned(flow: object) -> MiddlewareError:
     )
 
 
+def raised_stop(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"dispatch function {place(flow)} raised StopAsyncIteration, which would look like its "
+        "end.\n"
+        "Give `anext()` a default, or catch the exception around it."
+    )
+
+
 def second_call_next(flow: object) -> MiddlewareError:
     return MiddlewareError(
         f"dispatch function {place(flow)} awaited `call_next` a second time; the inner app has "

@@ -100,22 +100,16 @@ class Adapter:
         neighbours, inner = fused(app)
         self._httpmw = (*functions, *neighbours), inner
 
-    def _layers(self) -> Layers:
-        try:
-            return self._httpmw
-        except AttributeError as error:
-            if error.name != "_httpmw":
-                raise
-        raise _errors.not_initialised(type(self))
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
         Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
         """
+        layers = None
         try:
-            functions, app = self._httpmw
+            layers = self._httpmw
         except AttributeError:
-            functions, app = self._layers()
+            pass  # said below, where it has no context
+        functions, app = layers or layers_of(self)
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -221,7 +215,17 @@ def fused(app: Any) -> Layers:
     """
     _context.find_states()
     # A class that overrides `__call__` is left alone.
-    return app._layers() if runs_as_adapter(app) else ((), app)
+    return layers_of(app) if runs_as_adapter(app) else ((), app)
+
+
+def layers_of(adapter: Adapter) -> Layers:
+    """
+    Give what an adapter is made of; an error where its `__init__` has not been called.
+    """
+    # In `compat` it is a property, which may fail for reasons of its own.
+    if "_httpmw" not in vars(adapter) and not hasattr(type(adapter), "_httpmw"):
+        raise _errors.not_initialised(type(adapter))
+    return adapter._httpmw
 
 
 def runs_as_adapter(app: object) -> bool:

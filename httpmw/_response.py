@@ -380,7 +380,8 @@ class AppResponse(Response):
         start["status"] = self.status_code
         # Not a list, or not there at all: let it be what it was.
         if type(headers) is list or raw != list(headers):
-            start["headers"] = raw
+            # A function that waits for the end still has its own list.
+            start["headers"] = raw if self._open else raw.copy()
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start

@@ -101,7 +101,7 @@ class Outbound(Driven):
     # Whether nothing stands between the source and the server but the flows that wait, and nothing
     # is left to be done when the source has ended.
     plain: bool
-    # Where the request runs; None on trio.
+    # The event loop of the request; None on trio.
     loop: Any
     # Where the scopes are known that tasks hold open; false as long as there are none.
     states: Any
@@ -314,6 +314,7 @@ class Outbound(Driven):
                     break
                 else:
                     begun = Begun(flow, step, awaited)
+                    awaited = None
                     break
             self.stepper = None
         if self.plain and begun is None and not waiting:
@@ -431,7 +432,7 @@ class Outbound(Driven):
         tail.background = response.background
         response._close()
         tail.body = response._body
-        # Nobody further out needs one of his own.
+        # Where nobody is further out, nobody needs one of his own.
         same = not self.waiting and response._body is None
         outward = response if same else response._outward()
         response._progress = self._counted(outward)

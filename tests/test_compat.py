@@ -1032,6 +1032,140 @@ async def test_nothing_is_left_to_the_garbage_collector(app: ASGIApp) -> None:
     assert left == []
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_failing_future_leaves_nothing_to_the_garbage_collector() -> None:
+    """Where the function catches what a future raised, no frame is held by it."""
+
+    async def fails() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise LookupError
+
+    async def caught() -> None:
+        with suppress(LookupError):
+            await asyncio.create_task(fails())
+
+    async def layer(request: Request, call_next: Next) -> Response:
+        await caught()
+        response = await call_next(request)
+        await caught()
+        return response
+
+    asked = around(plain_inner(), layer)
+    await ask(asked)
+    gc.collect()
+    gc.disable()
+    try:
+        await ask(asked)
+        left = [each for each in gc.get_objects() if isinstance(each, DispatchFlow)]
+    finally:
+        gc.enable()
+
+    assert left == []
+
+
+@pytest.mark.parametrize("when", ["before", "after", "later", "instead"])
+async def test_stop_of_an_iterator_is_not_the_end_of_the_function(when: str, wrap: Wrap) -> None:
+    """StopAsyncIteration out of a dispatch function is a failure, and lets no response through."""
+
+    async def layer(request: Request, call_next: Next) -> Response:
+        if when == "before":
+            raise StopAsyncIteration
+        try:
+            await call_next(request)
+        except LookupError:
+            raise StopAsyncIteration from None
+        if when == "later":
+            await anyio.lowlevel.checkpoint()
+        raise StopAsyncIteration
+
+    app = failing if when == "instead" else plain_inner()
+    server = await ask(wrap(app, layer), keep_error=True)
+
+    assert isinstance(server.error, MiddlewareError)
+    assert "raised StopAsyncIteration" in str(server.error)
+    assert isinstance(server.error.__cause__, StopAsyncIteration)
+    assert server.sent == []
+
+
+async def test_stop_of_an_iterator_in_the_app(wrap: Wrap) -> None:
+    """What the app raised goes through as the object it is."""
+    error = StopAsyncIteration()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    assert (await ask(wrap(app, passing), keep_error=True)).error is error
+
+
+class Odd:
+    # As an array of numpy: equal to nothing and everything.
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise ValueError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("make", [Odd, list])
+async def test_context_variable_with_a_value_of_its_own_equality(make: Callable[[], Any]) -> None:
+    """A variable is kept for the app by the identity of its value."""
+    variable: ContextVar[Any] = ContextVar("variable")
+    seen = []
+
+    async def layer(request: Request, call_next: Next) -> Response:
+        token = variable.set(make())
+        try:
+            return await call_next(request)
+        finally:
+            variable.reset(token)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        seen.append(variable.get())
+        yield b"x"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(variable.get())
+        await StreamingResponse(chunks())(scope, receive, send)
+
+    token = variable.set(make())
+    server = await ask(around(app, layer))
+    variable.reset(token)
+
+    assert server.status == 200
+    assert seen[0] is seen[1]
+
+
+async def test_property_that_fails_is_what_is_told(wrap: Wrap) -> None:
+    """An AttributeError of a layer's own `app` is not taken for a missing `super().__init__()`."""
+
+    class Layer(BaseHTTPMiddleware):
+        is_broken = False
+
+        @property
+        def app(self) -> ASGIApp:
+            if self.is_broken:
+                raise AttributeError("no app today")
+            return plain_inner()
+
+        @app.setter
+        def app(self, app: ASGIApp) -> None:
+            pass
+
+        async def dispatch(self, request: Request, call_next: Next) -> Response:
+            return await call_next(request)
+
+    layer = Layer(plain_inner())
+    for _ in range(20):
+        await ask(layer)
+    layer.is_broken = True
+
+    with pytest.raises(AttributeError, match="no app today"):
+        await ask(layer)
+
+
 async def test_one_layer_serves_many_requests(inner: Inner, wrap: Wrap) -> None:
     """Requests that run at the same time share nothing."""
     answers = {}

@@ -41,6 +41,7 @@ from httpmw import (
     MiddlewareError,
     NoResponseError,
 )
+from httpmw.testing import step
 from tests.harness import Inner, Server, body, explained, plain_inner, request, script, stack, start
 
 Layers = Callable[[ASGIApp, Callable[..., Any]], ASGIApp]
@@ -366,6 +367,39 @@ async def test_constructor_that_forgets_the_base_inside_another_layer() -> None:
         await request(HTTPMiddleware(Forgetful(plain_inner()), dispatch=nothing))
 
     explained(caught.value, Forgetful.__init__, "`super().__init__(app)`")
+
+
+async def test_constructor_that_forgets_the_base_in_a_test() -> None:
+    """The tools of `httpmw.testing` say the same."""
+
+    class Forgetful(HTTPMiddleware):
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def dispatch(self, conn: Connection) -> Flow:
+            yield
+
+    with pytest.raises(TypeError) as caught:
+        async with step(Forgetful(plain_inner())):
+            pass
+
+    explained(caught.value, Forgetful.__init__, "`super().__init__(app)`")
+
+
+async def test_error_about_the_base_stands_alone() -> None:
+    """It is not told as something that went wrong in the handling of something else."""
+
+    class Forgetful(HTTPMiddleware):
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def dispatch(self, conn: Connection) -> Flow:
+            yield
+
+    with pytest.raises(TypeError) as caught:
+        await request(Forgetful(plain_inner()))
+
+    assert caught.value.__context__ is None
 
 
 # -- yields ----------------------------------------------------------------------------------

@@ -858,6 +858,23 @@ async def outcome_of(app: ASGIApp, server: Server, layers: Layers) -> str | None
     return seen[0].outcome
 
 
+async def test_header_set_after_the_end_is_not_sent(
+    inner: Inner, spec: str | None, layers: Layers
+) -> None:
+    """What was sent is what there was at `yield response`, also for those who keep the message."""
+
+    async def late(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        response.headers["x-late"] = "yes"
+        response.headers["content-type"] = "text/late"
+
+    server = await request(layers(inner, late), spec=spec)
+
+    assert "x-late" not in server.headers
+    assert server.headers["content-type"] != "text/late"
+
+
 async def test_outcome_completed(inner: Inner, spec: str | None, layers: Layers) -> None:
     """The outcome of a response that was sent in full is `completed`."""
     assert await outcome_of(inner, Server(spec=spec), layers) == "completed"

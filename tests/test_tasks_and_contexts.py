@@ -910,7 +910,24 @@ async def test_transform_is_ended(spec: str | None, layers: Layers) -> None:
             assert made[0].ag_frame is None
 
 
-@pytest.mark.parametrize("function", [passing, waiting, replaces, early, reads, answers_all])
+async def catches(conn: Connection) -> Flow:
+    async def fails() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise LookupError
+
+    async def caught() -> None:
+        with contextlib.suppress(LookupError):
+            # A future, where there are any, goes to whoever drives the function.
+            await (asyncio.create_task(fails()) if is_asyncio() else fails())
+
+    await caught()
+    yield
+    await caught()
+
+
+@pytest.mark.parametrize(
+    "function", [passing, waiting, replaces, early, reads, answers_all, catches]
+)
 async def test_nothing_is_left_to_the_garbage_collector(
     inner: Inner, spec: str | None, layers: Layers, function: Callable[[Connection], Flow]
 ) -> None:

@@ -107,8 +107,8 @@ MUTATIONS = [
     Mutation(
         "a layer with a `__call__` of its own is fused",
         EXCHANGE,
-        "return app._layers() if runs_as_adapter(app)",
-        "return app._layers() if isinstance(app, Adapter)",
+        "return layers_of(app) if runs_as_adapter(app)",
+        "return layers_of(app) if isinstance(app, Adapter)",
         tests="tests/test_fusing.py::test_layer_with_a_call_of_its_own_does_not_fuse",
     ),
     # An early answer is a response like any other.
