@@ -203,8 +203,7 @@ class Connection(Request):
         source = self._outgoing or self._open()
         transform = TransformedRequest(exchange.task, source, as_iterator(iterator))
         exchange.add_transform(transform)
-        self._outgoing = Incoming(transform.pull)
-        exchange.send_inward(self._outgoing)
+        self._send_inward(exchange, Incoming(transform.pull))
         self._drop_headers(b"content-length")
 
     def replace_body(self, data: bytes | str) -> None:
@@ -233,8 +232,7 @@ class Connection(Request):
 
         incoming = Incoming(pull)
         incoming.join(0, body)
-        self._outgoing = incoming
-        exchange.send_inward(incoming)
+        self._send_inward(exchange, incoming)
         self._drop_headers(b"content-length", b"content-encoding", b"transfer-encoding")
         self.scope["headers"].append((b"content-length", b"%d" % len(body)))
 
@@ -265,6 +263,10 @@ class Connection(Request):
         if exchange is None or exchange.entered:
             raise _errors.too_late(what)
         return exchange
+
+    def _send_inward(self, exchange: Exchange, incoming: Incoming) -> None:
+        self._outgoing = incoming
+        exchange.send_inward(incoming)
 
     def _drop_headers(self, *names: bytes) -> None:
         # A new list: the old one may be held by whoever made the scope.

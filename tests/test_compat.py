@@ -1009,6 +1009,18 @@ async def test_refused_function_may_wait_in_its_clean_up(wrap: Wrap, inner: Inne
     assert events == ["ended"]
 
 
+async def flows_left(app: ASGIApp) -> list[DispatchFlow]:
+    """Give the flows that a second request leaves to the garbage collector."""
+    await ask(app)
+    gc.collect()
+    gc.disable()
+    try:
+        await ask(app)
+        return [each for each in gc.get_objects() if isinstance(each, DispatchFlow)]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("app", [plain_inner(), failing], ids=["plain", "failing"])
 async def test_nothing_is_left_to_the_garbage_collector(app: ASGIApp) -> None:
     """A request leaves no cycle behind, be it answered by the app or by the function."""
@@ -1019,17 +1031,7 @@ async def test_nothing_is_left_to_the_garbage_collector(app: ASGIApp) -> None:
         except LookupError:
             return Response(status_code=500)
 
-    asked = around(app, passing, answer, passing)
-    await ask(asked)
-    gc.collect()
-    gc.disable()
-    try:
-        await ask(asked)
-        left = [each for each in gc.get_objects() if isinstance(each, DispatchFlow)]
-    finally:
-        gc.enable()
-
-    assert left == []
+    assert await flows_left(around(app, passing, answer, passing)) == []
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -1050,17 +1052,7 @@ async def test_failing_future_leaves_nothing_to_the_garbage_collector() -> None:
         await caught()
         return response
 
-    asked = around(plain_inner(), layer)
-    await ask(asked)
-    gc.collect()
-    gc.disable()
-    try:
-        await ask(asked)
-        left = [each for each in gc.get_objects() if isinstance(each, DispatchFlow)]
-    finally:
-        gc.enable()
-
-    assert left == []
+    assert await flows_left(around(plain_inner(), layer)) == []
 
 
 @pytest.mark.parametrize("when", ["before", "after", "later", "instead"])

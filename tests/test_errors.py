@@ -337,16 +337,16 @@ def test_refused_with_the_first_request_of_an_application() -> None:
     explained(caught.value, no_yield)
 
 
+class Forgetful(HTTPMiddleware):
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def dispatch(self, conn: Connection) -> Flow:
+        yield
+
+
 async def test_constructor_that_forgets_the_base() -> None:
     """A subclass that does not call `super().__init__(app)` is told so, with the place."""
-
-    class Forgetful(HTTPMiddleware):
-        def __init__(self, app: ASGIApp) -> None:
-            self.app = app
-
-        async def dispatch(self, conn: Connection) -> Flow:
-            yield
-
     with pytest.raises(TypeError) as caught:
         await request(Forgetful(plain_inner()))
 
@@ -355,14 +355,6 @@ async def test_constructor_that_forgets_the_base() -> None:
 
 async def test_constructor_that_forgets_the_base_inside_another_layer() -> None:
     """The same is said where such a layer is wrapped by another one."""
-
-    class Forgetful(HTTPMiddleware):
-        def __init__(self, app: ASGIApp) -> None:
-            self.app = app
-
-        async def dispatch(self, conn: Connection) -> Flow:
-            yield
-
     with pytest.raises(TypeError) as caught:
         await request(HTTPMiddleware(Forgetful(plain_inner()), dispatch=nothing))
 
@@ -371,14 +363,6 @@ async def test_constructor_that_forgets_the_base_inside_another_layer() -> None:
 
 async def test_constructor_that_forgets_the_base_in_a_test() -> None:
     """The tools of `httpmw.testing` say the same."""
-
-    class Forgetful(HTTPMiddleware):
-        def __init__(self, app: ASGIApp) -> None:
-            self.app = app
-
-        async def dispatch(self, conn: Connection) -> Flow:
-            yield
-
     with pytest.raises(TypeError) as caught:
         async with step(Forgetful(plain_inner())):
             pass
@@ -388,14 +372,6 @@ async def test_constructor_that_forgets_the_base_in_a_test() -> None:
 
 async def test_error_about_the_base_stands_alone() -> None:
     """It is not told as something that went wrong in the handling of something else."""
-
-    class Forgetful(HTTPMiddleware):
-        def __init__(self, app: ASGIApp) -> None:
-            self.app = app
-
-        async def dispatch(self, conn: Connection) -> Flow:
-            yield
-
     with pytest.raises(TypeError) as caught:
         await request(Forgetful(plain_inner()))
 

@@ -28,6 +28,7 @@ class Taken:
     def __init__(self, unit: Unit, lookup: Lookup) -> None:
         self.function = unit.node
         self.sites = unit.found.sites
+        self.runs_app = unit.runs_app
         self.flow = unit.flow
         # The ids of the `with` statements that become a time limit.
         self.limited = unit.limited
@@ -89,9 +90,6 @@ class Taken:
             and not self.sends(node.body)
             for each in own_scope(node.body)
         }
-
-    def runs_app(self, node: cst.CSTNode) -> bool:
-        return any(id(each) in self.sites for each in own_scope(node))
 
     def goes_on(self, node: cst.CSTNode) -> bool:
         """

@@ -251,9 +251,7 @@ class Unit:
 
     def _scopes(self) -> None:
         for node in own_scope(self.node.body):
-            if not isinstance(node, cst.With) or not any(
-                id(each) in self.found.sites for each in own_scope(node.body)
-            ):
+            if not isinstance(node, cst.With) or not self.runs_app(node.body):
                 continue
             for item in node.items:
                 call = item.item
@@ -267,6 +265,12 @@ class Unit:
                     self.say("HM213", node, what=snippet(call))
                 else:
                     self.say("HM107", node, what=snippet(call))
+
+    def runs_app(self, node: cst.CSTNode) -> bool:
+        """
+        Tell whether the app is called in there.
+        """
+        return any(id(each) in self.found.sites for each in own_scope(node))
 
     def hold(self, lookup: Lookup) -> None:
         """
@@ -285,8 +289,7 @@ class Unit:
         return {
             last_name(item.item.func)
             for node in own_scope(self.node.body)
-            if isinstance(node, cst.With)
-            and any(id(each) in self.found.sites for each in own_scope(node.body))
+            if isinstance(node, cst.With) and self.runs_app(node.body)
             for item in node.items
             if isinstance(item.item, cst.Call)
         } - {""}

@@ -17,10 +17,10 @@ from ._module import Class, Module, targets
 from ._names import dotted, find, is_none, last_name, own_scope
 from ._shape import can_end
 
-__all__ = ["Surroundings", "Taking", "bound"]
+__all__ = ["CLEARING", "Surroundings", "Taking", "bound"]
 
 # Of structlog.
-_CLEARING = {"clear_contextvars", "reset_contextvars", "unbind_contextvars"}
+CLEARING = {"clear_contextvars", "reset_contextvars", "unbind_contextvars"}
 _BOUND = "bound_contextvars"
 _MANAGERS = {"contextlib.asynccontextmanager", "contextlib.contextmanager"}
 
@@ -73,7 +73,7 @@ class Taking:
         if name == "set":
             return self.taken_with(call) is not None
         given = {last_name(each.value) for each in call.args}
-        return name in _CLEARING or (name == "reset" and bool(given & self.names))
+        return name in CLEARING or (name == "reset" and bool(given & self.names))
 
     def taken_with(self, call: cst.Call) -> str | None:
         """

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextvars
 from typing import Any, Final
 
+from ._variables import CLEARING
+
 __all__ = ["Variables"]
 
 _BINDING: Final = frozenset({"bind_contextvars", "bound_contextvars"})
-_CLEARING: Final = frozenset({"clear_contextvars", "reset_contextvars", "unbind_contextvars"})
 
 
 class Variables:
@@ -35,7 +36,7 @@ class Variables:
         Say whether the call of the stub *label* may be about a context variable.
         """
         name = label.rpartition(".")[2]
-        return len(args) == {"get": 0, "set": 1}.get(name, -1) or name in _BINDING | _CLEARING
+        return len(args) == {"get": 0, "set": 1}.get(name, -1) or name in _BINDING | CLEARING
 
     def take_back(self, label: str, args: tuple[Any, ...]) -> bool:
         """
@@ -47,7 +48,7 @@ class Variables:
             self.known[owner].reset(self._tokens.pop(id(given))[1])
         elif name == "set" and str(given) == f"<{owner}.get()>":
             self._set(owner, str(given))
-        elif name in _CLEARING:
+        elif name in CLEARING:
             self._set("structlog", "")
         else:
             return False
