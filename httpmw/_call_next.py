@@ -44,7 +44,6 @@ def middleware_function(layer: Any) -> Callable[[Connection], DispatchFlow]:
     def begin(conn: Connection) -> DispatchFlow:
         flow = DispatchFlow()
         flow._layer = layer
-        flow._may_call = False
         flow._outcome = None
         flow._request = request = _new(CachedRequest)
         request.scope = conn.scope
@@ -69,6 +68,8 @@ def _coroutine_of(layer: Any, given: Any) -> Any:
     return waiting()
 
 
+# What became of `call_next`, as long as it has not raised; None before it is awaited.
+_DRIVEN: Final = object()  # it may be awaited: the coroutine is being driven right now
 _WAITING: Final = object()
 _GIVEN: Final = object()
 
@@ -77,21 +78,19 @@ class DispatchFlow:
     # One running dispatch coroutine, with the methods of an async generator, but that `asend` takes
     # the first part of its step at once: most wait for nothing but `call_next`.
 
-    __slots__ = ("_coroutine", "_layer", "_may_call", "_outcome", "_request")
+    __slots__ = ("_coroutine", "_layer", "_outcome", "_request")
 
     _coroutine: Any
     _layer: Any
     _request: CachedRequest
-    # Whether the coroutine is being driven right now, and has not awaited `call_next` yet.
-    _may_call: bool
-    # What became of `call_next`: None before, `_WAITING`, and then `_GIVEN` or what it raised. The
-    # response itself holds the flow, and would be held in turn.
+    # One of the above, or what `call_next` raised. Not the response itself: that holds the flow,
+    # and would be held in turn.
     _outcome: Any
 
     async def call_next(self, request: Request) -> Response:
-        if not self._may_call:
+        if self._outcome is not _DRIVEN:
             raise self._refusal()
-        self._may_call = False
+        self._outcome = _WAITING
         own = self._request
         if request is own and not own._taken and own.scope is own._conn.scope:
             return await self._mark()
@@ -102,7 +101,7 @@ class DispatchFlow:
         try:
             response: Response = yield self
         except RuntimeError:
-            if self._outcome is None:
+            if self._outcome is _WAITING:
                 # An eager task got the marker, within a step of ours, and cannot make sense of it.
                 raise _errors.call_next_elsewhere(self) from None
             raise
@@ -140,17 +139,17 @@ class DispatchFlow:
         if response is None:
             if self._coroutine is _OVER:
                 raise StopAsyncIteration
-            self._may_call = True
+            self._outcome = _DRIVEN
             try:
                 awaited = self._coroutine.send(None)
             except StopIteration as stop:
+                self._outcome = None
                 return self._returned(stop.value, None)
-            except StopAsyncIteration as exc:
-                raise _errors.raised_stop(self) from exc
-            finally:
-                self._may_call = False
+            except BaseException as exc:
+                self._outcome = None
+                self._refuse_stop(exc)
+                raise
             if awaited is self:
-                self._outcome = _WAITING
                 return None
             return self._rest(awaited, None, None)
         self._outcome = _GIVEN
@@ -158,20 +157,26 @@ class DispatchFlow:
         context = copy_context()
         try:
             awaited = self._coroutine.send(response)
+        except StopIteration as stop:
+            value = stop.value
         except BaseException as exc:
             if context:
                 _keep(context, response)
-            if isinstance(exc, StopAsyncIteration):
-                raise _errors.raised_stop(self) from exc
-            if not isinstance(exc, StopIteration):
-                raise
-            value = exc.value
+            self._refuse_stop(exc)
+            raise
         else:
             return self._rest(awaited, response, context)
+        if context:
+            _keep(context, response)
         if value is response:
             self._coroutine = _OVER
             raise StopAsyncIteration
         return self._returned(value, response)
+
+    def _refuse_stop(self, exc: BaseException) -> None:
+        # It would count as the end of the flow.
+        if isinstance(exc, StopAsyncIteration):
+            raise _errors.raised_stop(self) from exc
 
     @types.coroutine
     def _rest(
@@ -185,7 +190,6 @@ class DispatchFlow:
             if context:
                 _keep(context, response)
         if value is self:
-            self._outcome = _WAITING
             return None
         if value is response is not None:
             self._coroutine = _OVER
@@ -231,23 +235,24 @@ class DispatchFlow:
 
     def _drive(self, coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:
         # The rest of a step; gives the flow itself where the coroutine waits at `call_next`.
-        may_call = self._outcome is None
         try:
             while awaited is not self:
+                if self._outcome is _DRIVEN:
+                    self._outcome = None
                 try:
                     call, argument = coroutine.send, (yield awaited)
                 except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
                     call, argument = coroutine.throw, exc
-                self._may_call = may_call
-                try:
-                    awaited = call(argument)
-                finally:
-                    self._may_call = False
+                if self._outcome is None:
+                    self._outcome = _DRIVEN
+                awaited = call(argument)
         except StopIteration as stop:
             return stop.value
         except StopAsyncIteration as exc:
             raise _errors.raised_stop(self) from exc
         finally:
+            if self._outcome is _DRIVEN:
+                self._outcome = None
             # What is left here would hold this frame by its traceback, and this frame it.
             call = argument = awaited = None
         return self

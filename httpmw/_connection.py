@@ -45,7 +45,7 @@ class Connection(Request):
     _headers: Any
     _body: bytes
     # The exchange it belongs to, None where it was made by hand.
-    _exchange: Exchange | None = None
+    _exchange: Exchange | None
     # Where it reads the body, and what the inner app gets instead; None: nobody has asked yet.
     _incoming: Incoming | None = None
     _outgoing: Incoming | None = None
@@ -54,6 +54,7 @@ class Connection(Request):
         self, scope: Scope, receive: Receive = empty_receive, send: Send = empty_send
     ) -> None:
         super().__init__(scope, receive, send)
+        self._exchange = None
 
     @classmethod
     def _of(cls, exchange: Exchange) -> Connection:

@@ -62,13 +62,14 @@ class Driven(Turn):
     Its turn is taken while one of the messages is being worked on.
     """
 
-    __slots__ = ("scopes", "stepper", "task")
+    __slots__ = ("stepper", "task")
 
     # The task in whose context the coroutine runs, whoever drives it.
     task: Any
-    # The task that drives it right now, and what that task held open when it began to.
+    # The task that drives it right now; known as soon as one has begun to.
     stepper: Any
-    scopes: Any
+    # What that task held open when it began to.
+    scopes: Any = None
 
     _coroutine: Any = None
     _paused = False

@@ -44,11 +44,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
 from ._connection import Connection
-from ._context import open_scopes, running_loop, trio_task
+from ._context import open_scopes, running_loop, task_of, trio_task
 from ._drive import Turn
 from ._errors import NoResponseError
 from ._response import AppResponse, Outcome
-from ._travel import COUNTED, PASSING, WAITING, Discarded, Outbound, Replacement, not_a_new_response
+from ._travel import (
+    COUNTED,
+    INWARD,
+    PASSING,
+    WAITING,
+    Discarded,
+    Outbound,
+    Replacement,
+    not_a_new_response,
+)
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
 _new: Final[Any] = object.__new__
@@ -113,18 +122,36 @@ class Adapter:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        exchange = _begin(app, scope, receive, send)
+
+        # An `__init__` would cost as much again as all of this.
+        exchange = Exchange()
+        exchange.app = app
+        exchange.scope = scope
+        exchange.application = scope.get("app")
+        if "starlette.exception_handlers" in scope:
+            exchange.handlers = scope["starlette.exception_handlers"]
+        exchange.server_receive = receive
+        exchange.server_send = send
+        exchange.plain = True
+        exchange.state = INWARD
+        exchange.waiting = waiting = []
+        exchange.loop = loop = running_loop()
+        states = _context.states
+        task = None if loop is None else task_of(loop)
+        if task is None:
+            exchange.loop = None
+            task = trio_task()
+            states = _context.trio_states if task is not None else None
+        exchange.task = task
+        exchange.states = states
+
         failure: BaseException | None = None
         try:
             # Inward: the first step of each flow.
-            waiting = exchange.waiting
-            states = exchange.states
             scopes = key = None
             if states:  # `open_scopes()`, without the call
-                key = ref(exchange.task)
-                state = states.get(key)
-                if state:
-                    scopes = state.cancel_scope
+                key = ref(task)
+                scopes = getattr(states.get(key), "cancel_scope", None)
             # asyncio registers every async generator, to close it with the loop; the adapter
             # closes them itself, and the registering costs half as much as all else in a flow's
             # life. The hook is looked at when `asend` is called, not when it is awaited, so that
@@ -141,15 +168,16 @@ class Adapter:
                 flow: Any = None
                 try:
                     flow = function(conn)
-                    if flow is None:  # it is not there, whatever it did before
-                        exchange.around = None
-                        incoming = exchange.incoming = incoming or exchange._outermost
-                        continue
                     if type(flow) is AsyncGeneratorType:
                         _set_hooks(None)
                         step = flow.asend(None)
                         _set_hooks(hook)
                         value = await step
+                    elif flow is None:  # it is not there, whatever it did before
+                        if not exchange.plain:
+                            exchange.around = None
+                            incoming = exchange.incoming = incoming or exchange._outermost
+                        continue
                     elif hasattr(flow, "asend"):
                         step = flow.asend(None)
                         value = None if step is None else await step
@@ -176,23 +204,22 @@ class Adapter:
                     if exchange.around is not None:
                         exchange.enclose(*rest)
             else:
-                held = scopes
-                if states:
-                    state = states.get(key or ref(exchange.task))
-                    held = state.cancel_scope if state else None
-                if held != scopes:
+                if states and getattr(states.get(key or ref(task)), "cancel_scope", None) != scopes:
                     failure = await exchange.scope_held(scopes)
                 elif not waiting:  # every layer stepped aside
                     await app(scope, receive, send)
                     return
                 else:
-                    exchange.entered = True
+                    exchange.state = WAITING
                     try:
                         await exchange.app(exchange.scope, exchange.receive, exchange.send)
                     except GeneratorExit:
                         raise
                     except BaseException as exc:
                         failure = exc
+                    else:
+                        if exchange.state is PASSING and exchange.plain:
+                            return
                     ended = exchange.state
                     if ended is not PASSING and (ended is not COUNTED or exchange.taken):
                         failure = await exchange.finish(exchange.source, failure)
@@ -240,10 +267,6 @@ class Exchange(Outbound):
     __slots__ = (
         "app",
         "application",
-        "around",
-        "entered",
-        "handlers",
-        "incoming",
         "scope",
         "server_receive",
     )
@@ -252,17 +275,15 @@ class Exchange(Outbound):
     scope: Scope
     # The application and its handlers as they are out here; an inner one puts its own there.
     application: Any
-    handlers: Any
+    handlers: Any = None
     server_receive: Receive
-    # Whether the inner app has been called, or a flow has answered in its place.
-    entered: bool
-    # What a flow wants around all that is further in: Connection.fail_after().
-    around: Callable[[ASGIApp], ASGIApp] | None
-    # Where the next layer inward gets the request from; None: straight from the server.
-    incoming: Incoming | None
 
     # As in `Outbound`: what only some requests come to.
 
+    # What a flow wants around all that is further in: Connection.fail_after().
+    around: Callable[[ASGIApp], ASGIApp] | None = None
+    # Where the next layer inward gets the request from; None: straight from the server.
+    incoming: Incoming | None = None
     # The inner app, where something of ours is around it.
     enclosed: ASGIApp | None = None
     tails: Sequence[Tail] = ()
@@ -285,6 +306,13 @@ class Exchange(Outbound):
     @property
     def exchange(self) -> Exchange:
         return self
+
+    @property
+    def entered(self) -> bool:
+        """
+        Whether the inner app has been called, or a flow has answered in its place.
+        """
+        return self.state is not INWARD
 
     # ------------------------------------------------------------------ the way inward
 
@@ -334,7 +362,7 @@ class Exchange(Outbound):
         response, failure = await self.answer(conn, exc)
         if response is None:
             return failure
-        self.entered = True
+        self.state = WAITING
         tail = self.add_tail()
         tail.failure = await Replacement(self, tail).run(response)
         return None
@@ -348,7 +376,7 @@ class Exchange(Outbound):
             return await self.misuse(self.waiting.pop(), mistake)
         if self.states and open_scopes(self.task) != scopes:
             return await self.scope_held(scopes)
-        self.entered = True
+        self.state = WAITING
         if len(self.waiting) > 1 or self.incoming is not None:
             tail = self.add_tail(self.waiting.pop())
             tail.failure = await Replacement(self, tail).run(value)
@@ -707,36 +735,6 @@ class Exchange(Outbound):
             if not looked:
                 break
         return self.gone, None
-
-
-def _begin(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Exchange:
-    # In place of an `__init__`, which would cost as much again.
-    self = Exchange()
-    self.app = app
-    self.scope = scope
-    self.application = scope.get("app")
-    self.handlers = scope.get("starlette.exception_handlers")
-    self.server_receive = receive
-    self.server_send = send
-    self.passing = None
-    self.plain = True
-    self.state = WAITING
-    self.waiting = []
-    self.around = None
-    self.incoming = None
-    self.entered = False
-    self.stepper = None
-    loop = running_loop()
-    task = None if loop is None else _context.task_of(loop)
-    states = _context.states
-    if task is None:
-        loop = None
-        task = trio_task()
-        states = _context.trio_states if task is not None else None
-    self.loop = loop
-    self.task = task
-    self.states = states
-    return self
 
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:

@@ -37,24 +37,26 @@ class Headers(MutableHeaders):
     # Made in every request, and set in almost every layer: `MutableHeaders(raw=...)` without its
     # checks, and a `__setitem__` that does the same in one pass.
 
-    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
-        self._list = raw
+    # Whoever makes one sets `_list`; to be called costs a request more than that.
+    __init__ = object.__init__
 
     def __setitem__(self, key: str, value: str) -> None:
         headers = self._list
         name = key.lower().encode("latin-1")
-        position = 0
+        found = None
         for pair in headers:
             if pair[0] == name:
-                break
-            position += 1
+                if found is not None:  # repeated
+                    break
+                found = pair
         else:
-            headers.append((name, value.encode("latin-1")))
+            pair = name, value.encode("latin-1")
+            if found is None:
+                headers.append(pair)
+            else:
+                headers[headers.index(found)] = pair
             return
-        headers[position] = (name, value.encode("latin-1"))
-        for repeated in range(len(headers) - 1, position, -1):
-            if headers[repeated][0] == name:
-                del headers[repeated]
+        super().__setitem__(key, value)
 
 
 class AppResponse(Response):
@@ -67,7 +69,6 @@ class AppResponse(Response):
     Attributes:
         status_code: The status, to read and to set.
         headers: The headers, to read and to edit in place.
-        background: A `BackgroundTask` to run after the inner app has ended; None when received.
     """
 
     # Where Starlette has a property: it would be looked up in every layer.
@@ -75,13 +76,13 @@ class AppResponse(Response):
 
     # The dispatch function in `call_next` style that it was given to: to that, `body_iterator` is
     # one iterator, as in Starlette, and to a middleware function a new one each time.
-    _reader: DispatchFlow | None = None
+    _reader: DispatchFlow
     _chunks: ResponseChunks | None = None
     # What most responses never come to is not set in each of them.
 
-    background: BackgroundTask | None
+    _background: BackgroundTask | None = None
     # None as long as nobody has asked for the body: it is still to come from the source.
-    _body: Body | None
+    _body: Body | None = None
     # The body as this layer received it.
     _given_body: Body | None = None
     _bytes: bytes | None = None
@@ -92,13 +93,11 @@ class AppResponse(Response):
     _progress: Progress | None = None
     _outcome: Outcome | None = None
 
-    def __init__(self, outbound: Outbound, message: Message, status: int, headers: Headers) -> None:
-        # `Response.__init__` would render a body.
-        self._outbound = outbound
-        self._message = message
-        self.status_code = status
-        self.headers = headers
-        self.background = self._body = None
+    _outbound: Outbound
+    _message: Message
+
+    # See `received()`; `Response.__init__` would render a body.
+    __init__ = object.__init__
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:  # noqa: ARG002
         raise _errors.called_response()
@@ -114,7 +113,7 @@ class AppResponse(Response):
 
     @raw_headers.setter
     def raw_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
-        self.headers = Headers(headers)
+        self.headers = _headers(headers)
 
     @property
     def media_type(self) -> str | None:
@@ -240,7 +239,8 @@ class AppResponse(Response):
         chunks = ResponseChunks(self._replaceable())
         # It may open a file, and be left in the middle of it.
         self._outbound.exchange.add_transform(chunks)
-        if self._reader is not None and not self._reader.is_over():
+        reader = getattr(self, "_reader", None)
+        if reader is not None and not reader.is_over():
             self._chunks = chunks
         return chunks
 
@@ -256,6 +256,18 @@ class AppResponse(Response):
         if self._body is None:
             self._body = self._outbound.live_body()
         return self._body
+
+    @property
+    def background(self) -> BackgroundTask | None:
+        """
+        A `BackgroundTask` to run after the inner app has ended; None when received.
+        """
+        return self._background
+
+    @background.setter
+    def background(self, task: BackgroundTask | None) -> None:
+        self._background = task
+        self._outbound.plain = False
 
     def _set_length(self, length: bytes | None) -> None:
         # In any case of letters: ASGI wants lower case, but not every app knows.
@@ -364,7 +376,7 @@ class AppResponse(Response):
         The same response, as the next layer outward receives it.
         """
         raw = self.headers._list
-        response = AppResponse(self._outbound, self._message, self.status_code, Headers(raw.copy()))
+        response = received(self._outbound, self._message, self.status_code, raw.copy())
         response._received = raw
         response._body = response._given_body = self._body
         return response
@@ -385,3 +397,23 @@ class AppResponse(Response):
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start
+
+
+def _headers(raw: list[tuple[bytes, bytes]]) -> Headers:
+    headers: Headers = Headers()
+    headers._list = raw
+    return headers
+
+
+def received(
+    outbound: Outbound, message: Message, status: int, raw: list[tuple[bytes, bytes]]
+) -> AppResponse:
+    """
+    Make a response as a layer receives it; `Outbound._start` does the same without the call.
+    """
+    response: AppResponse = AppResponse()
+    response._outbound = outbound
+    response._message = message
+    response.status_code = status
+    response.headers = _headers(raw)
+    return response

@@ -42,7 +42,7 @@ from ._body import (
 from ._connection import Connection
 from ._context import open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
-from ._response import AppResponse, Headers
+from ._response import AppResponse, Headers, received
 
 if TYPE_CHECKING:
     from ._exchange import AnyFlow, Exchange, Tail
@@ -70,15 +70,15 @@ class Discarded(OSError):
         return self._is_behind(exc.__cause__) or self._is_behind(context)
 
 
-_new: Final[Any] = object.__new__
-
-WAITING: Final = 0  # for the start
-TRAVELLING: Final = 1  # the start is on its way outward, or waits for a body
-PASSING: Final = 2  # messages go straight to the server
-COUNTED: Final = 3  # the same, and somebody wants to know how many bytes
-DISCARDED: Final = 4  # another response was sent: messages are dropped
-DRAINED: Final = 5  # the body is dropped, the trailers that follow it are not
-REFUSED: Final = 6  # a flow failed: sending raises its exception
+INWARD: Final = 0  # the source is still to be called
+WAITING: Final = 1  # for the start
+TRAVELLING: Final = 2  # the start is on its way outward, or waits for a body
+PASSING: Final = 3  # messages go straight to the server
+COUNTED: Final = 4  # the same, and somebody wants to know how many bytes
+UNKNOWN: Final = 5  # whether the server has the start: it has failed, or was cancelled
+DISCARDED: Final = 6  # another response was sent: messages are dropped
+DRAINED: Final = 7  # the body is dropped, the trailers that follow it are not
+REFUSED: Final = 8  # a flow failed: sending raises its exception
 
 
 class Outbound(Driven):
@@ -90,14 +90,12 @@ class Outbound(Driven):
 
     # What every request comes to is set when the object is made. All else has its default here:
     # most requests never look at it, and to set it would cost them.
-    __slots__ = ("loop", "passing", "plain", "server_send", "state", "states", "waiting")
+    __slots__ = ("loop", "plain", "server_send", "state", "states", "waiting")
 
     state: int
     # The flows that wait for a response, the outermost first.
     waiting: list[AnyFlow]
     server_send: Send
-    # The same, as soon as messages pass unseen.
-    passing: Send | None
     # Whether nothing stands between the source and the server but the flows that wait, and nothing
     # is left to be done when the source has ended.
     plain: bool
@@ -121,7 +119,6 @@ class Outbound(Driven):
     # Of the body as the source sends it, and of all bodies that its messages become.
     _progress: Progress | None = None
     _progresses: Sequence[Progress] = ()
-    _trailers = False
     # Whether the start that was sent is another one than the source's.
     _cut = False
 
@@ -137,11 +134,10 @@ class Outbound(Driven):
         """
         What the source gets as `send`.
         """
-        passing = self.passing
-        if passing is not None:
-            return passing(message)
         state = self.state
-        if state is WAITING and message["type"] == "http.response.start":
+        if state is PASSING:
+            return self.server_send(message)
+        if message["type"] == "http.response.start":
             return self._start(message)
         if state is COUNTED and not self.taken:
             return self._to_server(message, counted=True)
@@ -269,37 +265,31 @@ class Outbound(Driven):
         if self.state is not WAITING:  # another one came first
             await self._send(message)
             return
-        # What their `__init__` does, without the calls.
+        # What an `__init__` would do, without the calls.
         given = message.get("headers", ())
-        headers = _new(Headers)
-        headers._list = list(given)
-        response = _new(AppResponse)
+        headers = Headers()
+        headers._list = [*given]
+        response = AppResponse()
         response._outbound = self
         response._message = message
         response.status_code = message["status"]
         response.headers = headers
-        response.background = response._body = None
         self.state = TRAVELLING
-        if message.get("trailers"):
-            self._trailers = True
         waiting = self.waiting
         begun = None
         task = self.task
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
             self.stepper = task
-            self.scopes = None
             if self.states:  # `open_scopes()`, without the call
-                state = self.states.get(ref(task))
-                if state:
-                    self.scopes = state.cancel_scope
+                self.scopes = getattr(self.states.get(ref(task)), "cancel_scope", None)
             while waiting:
                 flow = waiting.pop()
                 try:
                     step = flow.asend(response)
                     awaited = step.send(None)
                 except StopAsyncIteration:
-                    if response.background or response._body:
+                    if not self.plain:
                         response = self._left(response)
                     elif waiting:  # nobody but the next one has a use for it
                         response._received = response.headers._list.copy()
@@ -316,21 +306,22 @@ class Outbound(Driven):
                     begun = Begun(flow, step, awaited)
                     awaited = None
                     break
+            else:
+                if self.plain:
+                    self.stepper = None
+                    self.state = PASSING
+                    start = {**message}  # as in `AppResponse._start_message`, without the call
+                    start["status"] = response.status_code
+                    raw = response.headers._list
+                    if type(given) is list or raw != list(given):
+                        start["headers"] = raw
+                    try:
+                        await self.server_send(start)
+                    except BaseException as exc:
+                        self._start_failed(exc)
+                        raise
+                    return
             self.stepper = None
-        if self.plain and begun is None and not waiting:
-            self.state = PASSING
-            start = dict(message)  # as in `AppResponse._start_message`, without the call
-            start["status"] = response.status_code
-            raw = response.headers._list
-            if type(given) is list or raw != list(given):
-                start["headers"] = raw
-            try:
-                await self.server_send(start)
-            except BaseException as exc:
-                self._start_failed(exc)
-                raise
-            self.passing = self.server_send
-            return
         self.taken = True
         try:
             if begun is not None or waiting or response._body is not None:
@@ -377,7 +368,7 @@ class Outbound(Driven):
         await self._send_start(response)
         try:
             if response._body is not None:
-                await self._pump(response._body)
+                await self._pump(response._body, trailers=bool(response._message.get("trailers")))
         finally:
             if self.state is TRAVELLING:
                 self._let_pass()
@@ -413,7 +404,7 @@ class Outbound(Driven):
         """
         A flow has ended; give the response that goes on.
         """
-        if response.background is None and response._body is None:
+        if response._background is None and response._body is None:
             # Nobody but the next flow has a use for the very same object.
             response._received = response.raw_headers.copy()
             return response
@@ -445,7 +436,9 @@ class Outbound(Driven):
         body = outward._body
         if body is None and self._progress is not None:
             return self._progress
-        trailers = self._trailers and (body is None or isinstance(body.source, LiveBody))
+        trailers = bool(outward._message.get("trailers")) and (
+            body is None or isinstance(body.source, LiveBody)
+        )
         made = body is not None and body.is_made()
         progress = Progress(trailers=trailers, made=made, head=self.is_head)
         if body is None:
@@ -487,10 +480,9 @@ class Outbound(Driven):
             "status": value.status_code,
             "headers": value.raw_headers,
         }
-        given = AppResponse(self, start, value.status_code, Headers(list(value.raw_headers)))
+        given = received(self, start, value.status_code, list(value.raw_headers))
         given._take_body(response, value.body_iterator, value.charset)
         given._close()
-        self._trailers = False
         self._cut = True
         tail = self.exchange.add_tail(flow)
         tail.response = response
@@ -532,7 +524,7 @@ class Outbound(Driven):
 
     # ------------------------------------------------------------------ out to the server
 
-    async def _pump(self, body: Body) -> None:
+    async def _pump(self, body: Body, *, trailers: bool) -> None:
         """
         Send a body that somebody has read, changed or given.
         """
@@ -547,7 +539,7 @@ class Outbound(Driven):
         elif live.ended and not self._cut:
             self._let_pass()
         else:
-            self.state = DRAINED if self._trailers else DISCARDED
+            self.state = DRAINED if trailers else DISCARDED
 
     async def _send_start(self, response: AppResponse) -> None:
         exchange = self.exchange
@@ -570,14 +562,10 @@ class Outbound(Driven):
         elif _context.is_cancellation(exc):
             self._lost = self.exchange.add_tail()
             self._lost.without_response = True
-        self.state = PASSING
+        self.state = UNKNOWN
 
     def _let_pass(self) -> None:
-        if not self._progresses:
-            self.state = PASSING
-            self.passing = self.server_send
-        else:
-            self.state = COUNTED
+        self.state = COUNTED if self._progresses else PASSING
 
     def live_body(self) -> LiveBody:
         """
@@ -585,6 +573,7 @@ class Outbound(Driven):
         """
         if self._body is None:
             self._body = LiveBody(self)
+            self.plain = False
         return self._body
 
     # ------------------------------------------------------------------ the end of the source
@@ -661,11 +650,9 @@ class Replacement(Outbound):
         self._exchange = exchange
         self.giver = giver
         self.task = exchange.task
-        self.stepper = None
         self.state = WAITING
         self.waiting = exchange.waiting
         self.server_send = exchange.server_send
-        self.passing = None
         self.plain = False
         self.loop = exchange.loop
         self.states = exchange.states

@@ -163,7 +163,7 @@ MUTATIONS = [
         "a start that failed may be sent again",
         TRAVEL,
         """            self._lost.without_response = True
-        self.state = PASSING""",
+        self.state = UNKNOWN""",
         """            self._lost.without_response = True
         self.state = WAITING""",
         tests="tests/test_events.py::test_app_cancels_its_own_send_and_tries_again",
