@@ -276,14 +276,25 @@ class Progress:
     What has become of one body on its way out.
     """
 
-    bytes_sent = 0
-    complete = False
-    # Whether the client was known to be gone when the end was sent.
-    lost = False
-    started_at: float | None = None
-    ended_at: float | None = None
+    __slots__ = (
+        "_head",
+        "_last",
+        "_trailers",
+        "bytes_sent",
+        "complete",
+        "ended_at",
+        "lost",
+        "made",
+        "started_at",
+    )
 
     def __init__(self, *, trailers: bool, made: bool = False, head: bool = False) -> None:
+        self.bytes_sent = 0
+        self.complete = False
+        # Whether the client was known to be gone when the end was sent.
+        self.lost = False
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
         self._trailers = trailers
         # RFC 9110 section 9.3.2: what is handed over as the answer to a HEAD is not sent.
         self._head = head

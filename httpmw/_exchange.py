@@ -223,7 +223,7 @@ class Adapter:
                     ended = exchange.state
                     if ended is not PASSING and (ended is not COUNTED or exchange.taken):
                         failure = await exchange.finish(exchange.source, failure)
-            if waiting or not exchange.plain:
+            if waiting or exchange.waits or not exchange.plain:
                 failure = await exchange.end(failure)
         except BaseException:
             # Closed from outside, or an error of our own: every flow is ended all the same.
@@ -286,7 +286,7 @@ class Exchange(Outbound):
     incoming: Incoming | None = None
     # The inner app, where something of ours is around it.
     enclosed: ASGIApp | None = None
-    tails: Sequence[Tail] = ()
+    _tails: Sequence[Tail] = ()
     # The transforms of users, closed at the very end.
     transforms: Sequence[Any] = ()
     # The travel that waits for a message of its source.
@@ -306,6 +306,18 @@ class Exchange(Outbound):
     @property
     def exchange(self) -> Exchange:
         return self
+
+    @property
+    def tails(self) -> Sequence[Tail]:
+        if self.waits:  # whoever looks for tails has something else to do as well
+            waits, self.waits = self.waits, ()
+            for flow, response in waits:
+                self.add_tail(flow).response = response
+        return self._tails
+
+    @tails.setter
+    def tails(self, tails: Sequence[Tail]) -> None:
+        self._tails = tails
 
     @property
     def entered(self) -> bool:
@@ -401,6 +413,17 @@ class Exchange(Outbound):
         """
         waiting = self.waiting
         try:
+            if self.plain and failure is None:
+                # Nothing but to come back to the flows that wait, as long as all is well.
+                progress = self._progress
+                if progress is not None and progress.complete and not progress.lost:
+                    progress.ended_at = time.perf_counter()
+                    while self.waits and failure is None:
+                        (flow, response), *self.waits = self.waits
+                        response._outcome = "completed"
+                        failure = await self._resume(flow, None)
+                    if failure is None:
+                        return None
             self._let_variables_go()
             while self.tails or waiting:
                 if self.tails:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
@@ -73,28 +73,28 @@ class AppResponse(Response):
 
     # Where Starlette has a property: it would be looked up in every layer.
     headers: MutableHeaders = cast(MutableHeaders, None)
+    _outbound: Outbound
+    _message: Message
 
+    # What only some responses come to. With a default in the class an attribute is dearer to set
+    # (from Python 3.12 on): those that are set in many requests have none.
+
+    # The headers as this layer received them, where they are not those of the message.
+    _received: list[tuple[bytes, bytes]]
     # The dispatch function in `call_next` style that it was given to: to that, `body_iterator` is
     # one iterator, as in Starlette, and to a middleware function a new one each time.
     _reader: DispatchFlow
     _chunks: ResponseChunks | None = None
-    # What most responses never come to is not set in each of them.
-
     _background: BackgroundTask | None = None
     # None as long as nobody has asked for the body: it is still to come from the source.
     _body: Body | None = None
     # The body as this layer received it.
     _given_body: Body | None = None
     _bytes: bytes | None = None
-    # The headers as this layer received them; None: those of the message.
-    _received: list[tuple[bytes, bytes]] | None = None
     # Whether it still can be changed: until the function ends or yields it.
     _open = True
     _progress: Progress | None = None
     _outcome: Outcome | None = None
-
-    _outbound: Outbound
-    _message: Message
 
     # See `received()`; `Response.__init__` would render a body.
     __init__ = object.__init__
@@ -210,8 +210,7 @@ class AppResponse(Response):
         self._bytes = body
         self._chunks = None
         self._set_length(b"%d" % len(body))
-        headers = self._received or self._message.get("headers", ())
-        received = {key.lower(): value for key, value in headers}
+        received = {key.lower(): value for key, value in self._received_headers()}
         self.raw_headers[:] = [
             (key, value)
             for key, value in self.raw_headers
@@ -283,11 +282,15 @@ class AppResponse(Response):
         if self.status_code == HTTPStatus.RESET_CONTENT:
             self._set_length(b"0")
         elif self.status_code == HTTPStatus.NOT_MODIFIED:
-            headers = self._received or self._message.get("headers", ())
+            headers = self._received_headers()
             lengths = [value for key, value in headers if key.lower() == b"content-length"]
             self._set_length(lengths[0] if lengths else None)
         elif self.status_code < HTTPStatus.OK or self.status_code == HTTPStatus.NO_CONTENT:
             self._set_length(None)
+
+    def _received_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        headers: Iterable[tuple[bytes, bytes]] | None = getattr(self, "_received", None)
+        return self._message.get("headers", ()) if headers is None else headers
 
     def _declared_length(self) -> int:
         length = self.headers.get("content-length", "")

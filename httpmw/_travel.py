@@ -20,7 +20,7 @@ import copy
 import time
 from collections.abc import Awaitable, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 from weakref import ref
 
 import anyio.lowlevel
@@ -70,6 +70,9 @@ class Discarded(OSError):
         return self._is_behind(exc.__cause__) or self._is_behind(context)
 
 
+# A flow that waits at `yield response`, and the response it received.
+Wait: TypeAlias = tuple["AnyFlow", AppResponse]
+
 INWARD: Final = 0  # the source is still to be called
 WAITING: Final = 1  # for the start
 TRAVELLING: Final = 2  # the start is on its way outward, or waits for a body
@@ -97,13 +100,16 @@ class Outbound(Driven):
     waiting: list[AnyFlow]
     server_send: Send
     # Whether nothing stands between the source and the server but the flows that wait, and nothing
-    # is left to be done when the source has ended.
+    # is left to be done when the source has ended but to come back to those that wait for that.
     plain: bool
     # The event loop of the request; None on trio.
     loop: Any
     # Where the scopes are known that tasks hold open; false as long as there are none.
     states: Any
 
+    # The flows that wait at `yield response`, with the response they received, the innermost first;
+    # as long as `plain` holds.
+    waits: Sequence[Wait] = ()
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
     # Whether a discarded source was made to believe that the client is gone.
@@ -247,7 +253,8 @@ class Outbound(Driven):
                 progress.count(message)
             else:
                 progress.settle()
-            progress.lost = progress.lost or gone
+            if gone:
+                progress.lost = True
 
     def _settle(self) -> None:
         for progress in self._progresses:
@@ -277,6 +284,7 @@ class Outbound(Driven):
         self.state = TRAVELLING
         waiting = self.waiting
         begun = None
+        counted = False
         task = self.task
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
@@ -294,8 +302,11 @@ class Outbound(Driven):
                     elif waiting:  # nobody but the next one has a use for it
                         response._received = response.headers._list.copy()
                 except StopIteration as stop:
-                    if stop.value is response and not self._mistake(flow, response, response):
+                    if stop.value is response and not (
+                        self.states and self._mistake(flow, response, response)
+                    ):
                         response = self._wait(flow, response)
+                        counted = True
                     else:
                         begun = Begun(flow, value=stop.value)
                         break
@@ -309,7 +320,7 @@ class Outbound(Driven):
             else:
                 if self.plain:
                     self.stepper = None
-                    self.state = PASSING
+                    self.state = COUNTED if counted else PASSING
                     start = {**message}  # as in `AppResponse._start_message`, without the call
                     start["status"] = response.status_code
                     raw = response.headers._list
@@ -320,6 +331,8 @@ class Outbound(Driven):
                     except BaseException as exc:
                         self._start_failed(exc)
                         raise
+                    if counted:
+                        self._progresses[0].started_at = time.perf_counter()
                     return
             self.stepper = None
         self.taken = True
@@ -418,15 +431,18 @@ class Outbound(Driven):
         """
         A flow waits for the end of its response; give the response that goes on.
         """
-        tail = self.exchange.add_tail(flow)
-        tail.response = response
-        tail.background = response.background
         response._close()
-        tail.body = response._body
         # Where nobody is further out, nobody needs one of his own.
         same = not self.waiting and response._body is None
         outward = response if same else response._outward()
         response._progress = self._counted(outward)
+        if self.plain:
+            self.waits = [*self.waits, (flow, response)]
+        else:
+            tail = self.exchange.add_tail(flow)
+            tail.response = response
+            tail.background = response.background
+            tail.body = response._body
         return outward
 
     def _counted(self, outward: AppResponse) -> Progress:
@@ -436,14 +452,12 @@ class Outbound(Driven):
         body = outward._body
         if body is None and self._progress is not None:
             return self._progress
-        trailers = bool(outward._message.get("trailers")) and (
-            body is None or isinstance(body.source, LiveBody)
-        )
-        made = body is not None and body.is_made()
-        progress = Progress(trailers=trailers, made=made, head=self.is_head)
+        trailers = bool(outward._message.get("trailers"))
         if body is None:
-            self._progress = progress
+            progress = self._progress = Progress(trailers=trailers, head=self.is_head)
         else:
+            trailers = trailers and isinstance(body.source, LiveBody)
+            progress = Progress(trailers=trailers, made=body.is_made(), head=self.is_head)
             outward._body = CountedBody(body, progress)
         self._progresses = (*self._progresses, progress)
         return progress

@@ -24,8 +24,8 @@ class Mutation(NamedTuple):
     equivalent: str = ""
 
 
-EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT = (
-    f"httpmw/_{name}.py" for name in ("exchange", "travel", "body", "drive", "context")
+EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE = (
+    f"httpmw/_{name}.py" for name in ("exchange", "travel", "body", "drive", "context", "response")
 )
 
 MUTATIONS = [
@@ -519,15 +519,58 @@ MUTATIONS = [
     Mutation(
         "an end that nobody got completes the response",
         TRAVEL,
-        "progress.lost = progress.lost or gone",
-        "progress.lost = False",
+        """            if gone:
+                progress.lost = True""",
+        """            if gone:
+                pass""",
         tests="tests/test_response.py::test_end_of_the_body_that_nobody_gets",
+    ),
+    Mutation(
+        "an end that nobody got counts where nothing else is to be done",
+        EXCHANGE,
+        "progress is not None and progress.complete and not progress.lost:",
+        "progress is not None and progress.complete:",
+        tests="tests/test_response.py::test_end_of_the_body_that_nobody_gets",
+    ),
+    Mutation(
+        "a body that was cut off counts as complete where nothing else is to be done",
+        EXCHANGE,
+        "progress is not None and progress.complete and not progress.lost:",
+        "progress is not None and not progress.lost:",
+        tests="tests/test_events.py",
+    ),
+    Mutation(
+        "flows that wait are forgotten where something else is to be done",
+        EXCHANGE,
+        "self.add_tail(flow).response = response",
+        "pass",
+    ),
+    Mutation(
+        "a body that somebody has asked for goes unseen",
+        TRAVEL,
+        """            self._body = LiveBody(self)
+            self.plain = False""",
+        """            self._body = LiveBody(self)""",
+    ),
+    Mutation(
+        "a background task goes unseen",
+        RESPONSE,
+        "self._outbound.plain = False",
+        "pass",
+        tests="tests/test_response.py::test_background_runs_after_the_app_ended",
     ),
     # The books are right.
     Mutation(
         "nobody notes when the start was sent",
         TRAVEL,
         "tail.response._progress.started_at = now",
+        "pass",
+        tests="tests/test_response.py::test_times_are_in_order",
+    ),
+    Mutation(
+        "nobody notes when a start was sent that nobody changed",
+        TRAVEL,
+        "self._progresses[0].started_at = time.perf_counter()",
         "pass",
         tests="tests/test_response.py::test_times_are_in_order",
     ),
