@@ -8,13 +8,13 @@
 #     ┌───────────────┬───────────────┐                  response, the outermost first
 #     │      a        │      b        │   inner app      Exchange.tails:  what is still to be done
 #  ── step ────────── step ────────── call ──▶           when everything is over, the innermost
-#  ◀─ step ────────── step ────────── send(start)        first
-#  ── end  ◀───────── end  ◀───────── return
+#  ◀─ step ────────── step ────────── send(start)        first; `waits` as long as that is only
+#  ── end  ◀───────── end  ◀───────── return             to come back to flows
 #
 # Rule 1: a flow is stepped by one caller at a time, and it is always ended by the adapter, in
-# the request's own task where possible. It is in `waiting`, or in `tails`, or being stepped;
-# never in two of them, so its state is known before it is touched (a finished generator would
-# swallow an exception that is thrown in).
+# the request's own task where possible. It is in `waiting`, in `waits` or `tails`, or being
+# stepped; never in two of them, so its state is known before it is touched (a finished generator
+# would swallow an exception that is thrown in).
 # Rule 2: the start is sent exactly once, before any body, and nothing follows the last message:
 # `waiting` is empty when the start is sent, and one source at a time is not discarded.
 # Rule 3: a source learns of a disconnect only while none of its messages is being worked on;
