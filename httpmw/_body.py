@@ -319,7 +319,8 @@ class Progress:
         if kind == "http.response.body":  # nearly always: so without a further call
             if not self._head:
                 self.bytes_sent += len(message.get("body", b""))
-            self.complete = not self._trailers and not message.get("more_body")
+            if not message.get("more_body"):
+                self.complete = not self._trailers
             return
         if kind in _BODY and not self._head:
             self.bytes_sent += message.get("size") or _file_size(message)
@@ -339,10 +340,9 @@ def is_last(message: Message, *, trailers: bool) -> bool:
 
 
 def ends_body(message: Message) -> bool:
-    kind = message["type"]
-    if kind in ("http.response.body", "http.response.zerocopysend"):
-        return not message.get("more_body")
-    return bool(kind == "http.response.pathsend")
+    if message["type"] == "http.response.pathsend":
+        return True
+    return message["type"] in _BODY and not message.get("more_body")
 
 
 class Body:
@@ -414,8 +414,8 @@ class LiveBody(Body):
         return thrown
 
     async def pull(self) -> Message:
-        if self.thrown is not None:
-            raise self.thrown
+        if (thrown := self.thrown) is not None:
+            raise thrown
         message: Message = await self._driver.message()
         self.ended = ends_body(message)
         return message
@@ -464,13 +464,10 @@ class TransformedBody(Body):
         return self.inner.source
 
     async def pull(self) -> Message:
-        if not self._made:
-            await self._make()
-        message = self._made.popleft()
-        self.ended = ends_body(message)
-        return message
-
-    async def _make(self) -> None:
+        if self._made:
+            message = self._made.popleft()
+            self.ended = ends_body(message)
+            return message
         chunk, more_body = b"", True
         try:
             while more_body and not chunk and not self.inner.aside:
@@ -483,10 +480,16 @@ class TransformedBody(Body):
             if exc is not self.source.thrown:
                 self.failure = exc
             raise
-        self._made.extend(self.inner.aside)
-        self.inner.aside.clear()
-        if chunk or not more_body:
-            self._made.append({"type": "http.response.body", "body": chunk, "more_body": more_body})
+        message = {"type": "http.response.body", "body": chunk, "more_body": more_body}
+        if self.inner.aside:
+            self._made.extend(self.inner.aside)
+            self.inner.aside.clear()
+            if chunk or not more_body:
+                self._made.append(message)
+            message = self._made.popleft()
+            more_body = not ends_body(message)
+        self.ended = not more_body
+        return message
 
     async def aclose(self) -> None:
         await close(self._iterator)
@@ -544,24 +547,13 @@ class ResponseChunks(AsyncIterator[bytes]):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self._ended or self._file is not None:
-            if self._file is None:
-                message = await self._next()
-                self._ended = ends_body(message)
-                if message["type"] != "http.response.body":
-                    self._file = file_chunks(message)
-                elif body := as_bytes(message.get("body", b"")):
-                    return body
-            else:
-                async for body in self._file:
-                    return body
-                self._file = None
-        self._body.in_use = False
-        raise StopAsyncIteration
-
-    async def _next(self) -> Message:
         body = self._body
-        while True:
+        while not self._ended or self._file is not None:
+            if self._file is not None:
+                async for chunk in self._file:
+                    return chunk
+                self._file = None
+                continue
             if body.transformed:
                 while self._read and body.ahead:  # read before the transform was put in place
                     body.ahead.popleft()
@@ -570,10 +562,17 @@ class ResponseChunks(AsyncIterator[bytes]):
             else:
                 message = await body.peek(self._read)
                 self._read += 1
-            if message["type"] in _BODY:
-                return message
-            if body.transformed:
+            if message["type"] == "http.response.body":
+                self._ended = not message.get("more_body")
+                if chunk := as_bytes(message.get("body", b"")):
+                    return chunk
+            elif message["type"] in _BODY:
+                self._ended = ends_body(message)
+                self._file = file_chunks(message)
+            elif body.transformed:
                 body.aside.append(message)
+        body.in_use = False
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         self._ended = True

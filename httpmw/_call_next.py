@@ -68,8 +68,9 @@ def _coroutine_of(layer: Any, given: Any) -> Any:
     return waiting()
 
 
-# What became of `call_next`, as long as it has not raised; None before it is awaited.
-_DRIVEN: Final = object()  # it may be awaited: the coroutine is being driven right now
+# What became of `call_next`, as long as it has not raised. None before it is awaited, when the
+# coroutine waits for something else.
+_MAY_CALL: Final = object()  # the coroutine is being driven right now
 _WAITING: Final = object()
 _GIVEN: Final = object()
 
@@ -88,7 +89,7 @@ class DispatchFlow:
     _outcome: Any
 
     async def call_next(self, request: Request) -> Response:
-        if self._outcome is not _DRIVEN:
+        if self._outcome is not _MAY_CALL:
             raise self._refusal()
         self._outcome = _WAITING
         own = self._request
@@ -103,6 +104,7 @@ class DispatchFlow:
         except RuntimeError:
             if self._outcome is _WAITING:
                 # An eager task got the marker, within a step of ours, and cannot make sense of it.
+                self._outcome = None
                 raise _errors.call_next_elsewhere(self) from None
             raise
         return response
@@ -139,18 +141,19 @@ class DispatchFlow:
         if response is None:
             if self._coroutine is _OVER:
                 raise StopAsyncIteration
-            self._outcome = _DRIVEN
+            self._outcome = _MAY_CALL
             try:
                 awaited = self._coroutine.send(None)
             except StopIteration as stop:
-                self._outcome = None
+                self._forbid_call()
                 return self._returned(stop.value, None)
             except BaseException as exc:
-                self._outcome = None
+                self._forbid_call()
                 self._refuse_stop(exc)
                 raise
             if awaited is self:
                 return None
+            self._forbid_call()
             return self._rest(awaited, None, None)
         self._outcome = _GIVEN
         response._reader = self
@@ -172,6 +175,10 @@ class DispatchFlow:
             self._coroutine = _OVER
             raise StopAsyncIteration
         return self._returned(value, response)
+
+    def _forbid_call(self) -> None:
+        if self._outcome is _MAY_CALL:
+            self._outcome = None
 
     def _refuse_stop(self, exc: BaseException) -> None:
         # It would count as the end of the flow.
@@ -237,22 +244,21 @@ class DispatchFlow:
         # The rest of a step; gives the flow itself where the coroutine waits at `call_next`.
         try:
             while awaited is not self:
-                if self._outcome is _DRIVEN:
-                    self._outcome = None
                 try:
                     call, argument = coroutine.send, (yield awaited)
                 except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
                     call, argument = coroutine.throw, exc
                 if self._outcome is None:
-                    self._outcome = _DRIVEN
-                awaited = call(argument)
+                    self._outcome = _MAY_CALL
+                try:
+                    awaited = call(argument)
+                finally:
+                    self._forbid_call()
         except StopIteration as stop:
             return stop.value
         except StopAsyncIteration as exc:
             raise _errors.raised_stop(self) from exc
         finally:
-            if self._outcome is _DRIVEN:
-                self._outcome = None
             # What is left here would hold this frame by its traceback, and this frame it.
             call = argument = awaited = None
         return self

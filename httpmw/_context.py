@@ -155,8 +155,8 @@ def open_scopes(task: Any) -> Any:
     if task is None:
         return None
     try:
-        state = states.get(ref(task))
-        if state is not None:
+        state = states and states.get(ref(task))
+        if state:
             return state.cancel_scope
         if isinstance(task, asyncio.Task):
             return None

@@ -66,7 +66,7 @@ class Driven(Turn):
 
     # The task in whose context the coroutine runs, whoever drives it.
     task: Any
-    # The task that drives it right now; known as soon as one has begun to.
+    # The task that drives it right now; of an inner app not known before its start.
     stepper: Any
     # What that task held open when it began to.
     scopes: Any = None

@@ -127,7 +127,8 @@ class Adapter:
         exchange = Exchange()
         exchange.app = app
         exchange.scope = scope
-        exchange.application = scope.get("app")
+        if "app" in scope:
+            exchange.application = scope["app"]
         if "starlette.exception_handlers" in scope:
             exchange.handlers = scope["starlette.exception_handlers"]
         exchange.server_receive = receive
@@ -266,7 +267,6 @@ class Exchange(Outbound):
 
     __slots__ = (
         "app",
-        "application",
         "scope",
         "server_receive",
     )
@@ -274,7 +274,7 @@ class Exchange(Outbound):
     app: ASGIApp
     scope: Scope
     # The application and its handlers as they are out here; an inner one puts its own there.
-    application: Any
+    application: Any = None
     handlers: Any = None
     server_receive: Receive
 
@@ -286,7 +286,9 @@ class Exchange(Outbound):
     incoming: Incoming | None = None
     # The inner app, where something of ours is around it.
     enclosed: ASGIApp | None = None
-    _tails: Sequence[Tail] = ()
+    # See the rules above; the innermost first.
+    waits: Sequence[tuple[AnyFlow, AppResponse]] = ()
+    tails: Sequence[Tail] = ()
     # The transforms of users, closed at the very end.
     transforms: Sequence[Any] = ()
     # The travel that waits for a message of its source.
@@ -306,18 +308,6 @@ class Exchange(Outbound):
     @property
     def exchange(self) -> Exchange:
         return self
-
-    @property
-    def tails(self) -> Sequence[Tail]:
-        if self.waits:  # whoever looks for tails has something else to do as well
-            waits, self.waits = self.waits, ()
-            for flow, response in waits:
-                self.add_tail(flow).response = response
-        return self._tails
-
-    @tails.setter
-    def tails(self, tails: Sequence[Tail]) -> None:
-        self._tails = tails
 
     @property
     def entered(self) -> bool:
@@ -342,11 +332,11 @@ class Exchange(Outbound):
 
     def put_around(self, around: Callable[[ASGIApp], ASGIApp]) -> None:
         self.around = around
-        self.plain = False
+        self.complicate()
 
     def send_inward(self, incoming: Incoming) -> None:
         self.incoming = incoming
-        self.plain = False
+        self.complicate()
 
     @property
     def source(self) -> ASGIApp:
@@ -413,17 +403,11 @@ class Exchange(Outbound):
         """
         waiting = self.waiting
         try:
-            if self.plain and failure is None:
-                # Nothing but to come back to the flows that wait, as long as all is well.
-                progress = self._progress
-                if progress is not None and progress.complete and not progress.lost:
-                    progress.ended_at = time.perf_counter()
-                    while self.waits and failure is None:
-                        (flow, response), *self.waits = self.waits
-                        response._outcome = "completed"
-                        failure = await self._resume(flow, None)
-                    if failure is None:
-                        return None
+            if failure is None and self.waits:
+                failure = await self._end_waits()
+                if failure is None and self.plain:
+                    return None
+            self.complicate()
             self._let_variables_go()
             while self.tails or waiting:
                 if self.tails:
@@ -440,6 +424,23 @@ class Exchange(Outbound):
         finally:
             failure = None  # it holds this frame: do not hold it in turn
 
+    async def _end_waits(self) -> BaseException | None:
+        """
+        Come back to the flows that wait, as long as all is well and nothing else is to be done.
+        """
+        progress = self._progress
+        assert progress is not None
+        if not progress.complete or progress.lost:
+            self.complicate()
+        while self.waits:
+            (flow, response), *self.waits = self.waits
+            progress.ended_at = progress.ended_at or time.perf_counter()
+            response._outcome = "completed"
+            failure = await self._resume(flow, None)
+            if failure is not None:
+                return failure
+        return None
+
     def forget(self) -> None:
         super().forget()
         self.tails = self.transforms = ()
@@ -452,7 +453,7 @@ class Exchange(Outbound):
 
     def keep(self, variables: dict[ContextVar[Any], Any]) -> None:
         self.kept = {**variables, **self.kept}
-        self.plain = False
+        self.complicate()
 
     def keep_variables(self) -> None:
         kept, self.kept = self.kept, {}
@@ -665,6 +666,7 @@ class Exchange(Outbound):
         """
         if self.on_hold is not None:
             self.on_hold.close()
+        self.complicate()
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)
         self.waiting.clear()
@@ -677,13 +679,33 @@ class Exchange(Outbound):
         self.forget()
 
     def add_transform(self, transform: Any) -> None:
-        self.plain = False
+        self.complicate()
         self.transforms = (*self.transforms, transform)
 
+    def complicate(self) -> None:
+        """
+        Note that there is more to be done than to come back to flows.
+        """
+        self.plain = False
+        waits, self.waits = self.waits, ()
+        for flow, response in waits:
+            self.add_wait(flow, response)
+
+    def add_wait(self, flow: AnyFlow, response: AppResponse) -> Tail | None:
+        """
+        Note a flow that waits for the end of *response*; give the tail of its layer if it has one.
+        """
+        if self.plain:
+            self.waits = [*self.waits, (flow, response)]
+            return None
+        tail = self.add_tail(flow)
+        tail.response = response
+        return tail
+
     def add_tail(self, flow: AnyFlow | None = None) -> Tail:
+        self.complicate()
         tail = Tail()
         tail.flow = flow
-        self.plain = False
         self.tails = [*self.tails, tail]
         return tail
 

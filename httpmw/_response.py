@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from starlette.background import BackgroundTask
 from starlette.datastructures import MutableHeaders
@@ -33,6 +33,19 @@ Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelle
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
 
 
+# The same few names are set time and again: as bytes, by how they were written.
+_names: Final[dict[str, bytes]] = {}
+_MOST_NAMES: Final = 1024
+
+
+def _name(key: str) -> bytes:
+    name = key.lower().encode("latin-1")
+    if len(_names) >= _MOST_NAMES:  # somebody makes them up
+        _names.clear()
+    _names[key] = name
+    return name
+
+
 class Headers(MutableHeaders):
     # Made in every request, and set in almost every layer: `MutableHeaders(raw=...)` without its
     # checks, and a `__setitem__` that does the same in one pass.
@@ -42,7 +55,10 @@ class Headers(MutableHeaders):
 
     def __setitem__(self, key: str, value: str) -> None:
         headers = self._list
-        name = key.lower().encode("latin-1")
+        try:
+            name = _names[key]
+        except KeyError:
+            name = _name(key)
         found = None
         for pair in headers:
             if pair[0] == name:
@@ -76,8 +92,8 @@ class AppResponse(Response):
     _outbound: Outbound
     _message: Message
 
-    # What only some responses come to. With a default in the class an attribute is dearer to set
-    # (from Python 3.12 on): those that are set in many requests have none.
+    # What only some responses come to. The first two are set in every layer of some stacks, where a
+    # default in the class would make that dearer (from Python 3.12 on).
 
     # The headers as this layer received them, where they are not those of the message.
     _received: list[tuple[bytes, bytes]]
@@ -266,7 +282,7 @@ class AppResponse(Response):
     @background.setter
     def background(self, task: BackgroundTask | None) -> None:
         self._background = task
-        self._outbound.plain = False
+        self._outbound.exchange.complicate()
 
     def _set_length(self, length: bytes | None) -> None:
         # In any case of letters: ASGI wants lower case, but not every app knows.

@@ -20,7 +20,7 @@ import copy
 import time
 from collections.abc import Awaitable, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from weakref import ref
 
 import anyio.lowlevel
@@ -70,15 +70,12 @@ class Discarded(OSError):
         return self._is_behind(exc.__cause__) or self._is_behind(context)
 
 
-# A flow that waits at `yield response`, and the response it received.
-Wait: TypeAlias = tuple["AnyFlow", AppResponse]
-
 INWARD: Final = 0  # the source is still to be called
 WAITING: Final = 1  # for the start
 TRAVELLING: Final = 2  # the start is on its way outward, or waits for a body
 PASSING: Final = 3  # messages go straight to the server
 COUNTED: Final = 4  # the same, and somebody wants to know how many bytes
-UNKNOWN: Final = 5  # whether the server has the start: it has failed, or was cancelled
+UNKNOWN: Final = 5  # whether the server has the start: it is on its way to it, or was lost there
 DISCARDED: Final = 6  # another response was sent: messages are dropped
 DRAINED: Final = 7  # the body is dropped, the trailers that follow it are not
 REFUSED: Final = 8  # a flow failed: sending raises its exception
@@ -107,9 +104,6 @@ class Outbound(Driven):
     # Where the scopes are known that tasks hold open; false as long as there are none.
     states: Any
 
-    # The flows that wait at `yield response`, with the response they received, the innermost first;
-    # as long as `plain` holds.
-    waits: Sequence[Wait] = ()
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
     # Whether a discarded source was made to believe that the client is gone.
@@ -181,21 +175,21 @@ class Outbound(Driven):
         if self.taken:
             await self.wait()
         state = self.state
-        if state is COUNTED:
-            await self._to_server(message, counted=True)
-        elif state is TRAVELLING:
+        if state is TRAVELLING:
             if message["type"] == "http.response.start":
                 raise _errors.second_start()
             self.taken = True
             try:
-                counted = await sized(message)
+                noted = message if self._progress is None else await sized(message)
                 await self.resume(message)
             finally:
                 self.exchange.on_hold = self if self.paused else None
                 self.leave()
             if self._progress is not None:
-                self._progress.count(counted)
+                self._progress.count(noted)
             self._settle()
+        elif state is COUNTED:
+            await self._to_server(message, counted=True)
         elif state is REFUSED:
             raise self._failure or _errors.over()
         elif state is DISCARDED or state is DRAINED:
@@ -229,32 +223,29 @@ class Outbound(Driven):
                 progress.count(message)
 
     async def _to_server(self, message: Message, *, counted: bool = False) -> None:
-        exchange = self.exchange
-        gone = exchange.gone
+        gone = self.exchange.gone
         noted = message
         if counted and message["type"] == "http.response.pathsend":
             noted = await sized(message)
+        sent = True
         try:
             await self.server_send(message)
         except BaseException as exc:
+            # hypercorn tells of the end within its last `send`: the message is out.
+            sent = _context.is_cancellation(exc)
             if isinstance(exc, OSError):
                 # ASGI 2.4, "Disconnected Client": that is how a server tells it.
-                exchange.gone = True
-            if not _context.is_cancellation(exc):
-                raise
-            # hypercorn tells of the end within its last `send`: the message is out.
-            self._sent(noted, gone=gone, counted=counted)
+                self.exchange.gone = True
             raise
-        self._sent(noted, gone=gone, counted=counted)
-
-    def _sent(self, message: Message, *, gone: bool, counted: bool) -> None:
-        for progress in self._progresses:
-            if counted:
-                progress.count(message)
-            else:
-                progress.settle()
-            if gone:
-                progress.lost = True
+        finally:
+            if sent:
+                for progress in self._progresses:
+                    if counted:
+                        progress.count(noted)
+                    else:
+                        progress.settle()
+                    if gone:
+                        progress.lost = True
 
     def _settle(self) -> None:
         for progress in self._progresses:
@@ -272,8 +263,11 @@ class Outbound(Driven):
         if self.state is not WAITING:  # another one came first
             await self._send(message)
             return
-        # What an `__init__` would do, without the calls.
-        given = message.get("headers", ())
+        # As in `received()`, without the calls.
+        try:
+            given = message["headers"]
+        except KeyError:
+            given = ()
         headers = Headers()
         headers._list = [*given]
         response = AppResponse()
@@ -318,9 +312,9 @@ class Outbound(Driven):
                     awaited = None
                     break
             else:
-                if self.plain:
+                if self.plain and not counted:
                     self.stepper = None
-                    self.state = COUNTED if counted else PASSING
+                    self.state = UNKNOWN
                     start = {**message}  # as in `AppResponse._start_message`, without the call
                     start["status"] = response.status_code
                     raw = response.headers._list
@@ -331,8 +325,7 @@ class Outbound(Driven):
                     except BaseException as exc:
                         self._start_failed(exc)
                         raise
-                    if counted:
-                        self._progresses[0].started_at = time.perf_counter()
+                    self.state = PASSING
                     return
             self.stepper = None
         self.taken = True
@@ -431,21 +424,18 @@ class Outbound(Driven):
         """
         A flow waits for the end of its response; give the response that goes on.
         """
+        tail = self.exchange.add_wait(flow, response)
         response._close()
+        if tail is not None:
+            tail.background = response.background
+            tail.body = response._body
         # Where nobody is further out, nobody needs one of his own.
         same = not self.waiting and response._body is None
         outward = response if same else response._outward()
-        response._progress = self._counted(outward)
-        if self.plain:
-            self.waits = [*self.waits, (flow, response)]
-        else:
-            tail = self.exchange.add_tail(flow)
-            tail.response = response
-            tail.background = response.background
-            tail.body = response._body
+        response._progress = self._progress_of(outward)
         return outward
 
-    def _counted(self, outward: AppResponse) -> Progress:
+    def _progress_of(self, outward: AppResponse) -> Progress:
         """
         Count what goes on outward.
         """
@@ -505,7 +495,7 @@ class Outbound(Driven):
         tail.body = given._body
         response._close()
         outward = given._outward()
-        response._progress = self._counted(outward)
+        response._progress = self._progress_of(outward)
         return outward
 
     async def _replace(self, flow: AnyFlow | None, response: AppResponse, value: Response) -> None:
@@ -564,7 +554,9 @@ class Outbound(Driven):
             self._start_failed(exc)
             raise
         now = time.perf_counter()
-        for tail in exchange.tails:
+        for progress in self._progresses:
+            progress.started_at = now
+        for tail in exchange.tails:  # of a response that this one replaces
             if tail.response is not None and tail.response._progress is not None:
                 tail.response._progress.started_at = now
 
@@ -587,7 +579,7 @@ class Outbound(Driven):
         """
         if self._body is None:
             self._body = LiveBody(self)
-            self.plain = False
+            self.exchange.complicate()
         return self._body
 
     # ------------------------------------------------------------------ the end of the source

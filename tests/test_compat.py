@@ -777,6 +777,19 @@ async def test_call_in_a_task_of_asyncio_is_refused(
     assert inner.runs == 0
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_call_after_one_in_an_eager_task(wrap: Wrap, inner: Inner) -> None:
+    """The mistake can be caught, and made good."""
+
+    async def careful(request: Request, call_next: Next) -> Response:
+        with pytest.raises(MiddlewareError, match="in a task of its own"):
+            await eager(call_next(request))
+        return await call_next(request)
+
+    assert (await ask(wrap(inner, careful))).status == 200
+
+
 async def test_call_after_the_end_is_refused(wrap: Wrap, inner: Inner) -> None:
     """A `call_next` that got out of its function does nothing but say so."""
     kept: list[Next] = []

@@ -1508,6 +1508,185 @@ async def test_sibling_sends_while_a_flow_is_stepped(spec: str | None, layers: L
     assert server.headers["x-mw"] == "yes"
 
 
+def held_start(app: ASGIApp, gate: anyio.Event) -> ASGIApp:
+    """Wrap *app* in a layer that holds its start back until the gate is open."""
+
+    async def layer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def hold(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await gate.wait()
+            await send(message)
+
+        await app(scope, receive, hold)
+
+    return layer
+
+
+def noting(app: ASGIApp, types: list[str]) -> ASGIApp:
+    """Wrap *app* in a layer that notes the types of its messages."""
+
+    async def layer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def note(message: Message) -> None:
+            types.append(message["type"])
+            await send(message)
+
+        await app(scope, receive, note)
+
+    return layer
+
+
+@pytest.mark.parametrize("function", [passing, waiting])
+async def test_sibling_sends_a_second_start_while_the_first_is_on_its_way(
+    function: Callable[[Connection], Flow],
+) -> None:
+    """It never goes out past the functions."""
+    gate = anyio.Event()
+    errors: list[Exception] = []
+    out: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def second() -> None:
+            try:
+                await send(start(201))
+            except Exception as error:  # ours, or the server's
+                errors.append(error)
+
+        async def sibling() -> None:
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(second)
+            await anyio.wait_all_tasks_blocked()
+            out.extend(on_their_way)
+            gate.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(sibling)
+            await send(start())
+        await send(body(b"a"))
+
+    on_their_way: list[str] = []
+    server = await request(held_start(noting(stack(app, function, fused=True), on_their_way), gate))
+
+    assert out == ["http.response.start"]
+    assert [message.get("status") for message in server.sent] == [200, None]
+    assert len(errors) == 1
+
+
+async def test_sibling_sends_a_body_while_the_start_is_on_its_way() -> None:
+    """Where a function waits for the end of the response, it waits for the start."""
+    gate = anyio.Event()
+    order: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sibling() -> None:
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(send, body(b"a"))
+            await anyio.wait_all_tasks_blocked()
+            order.append("open")
+            gate.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(sibling)
+            await send(start())
+
+    await request(held_start(noting(stack(app, waiting, fused=True), order), gate))
+
+    assert order == ["http.response.start", "open", "http.response.body"]
+
+
+async def test_client_leaves_while_the_start_is_on_its_way() -> None:
+    """The app learns of it when the start is out; what waits for its end is not cut off."""
+    gate = anyio.Event()
+    seen: list[AppResponse] = []
+    heard: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+
+            async def listen() -> None:
+                await receive()
+                heard.append("gone")
+                group.cancel_scope.cancel()
+
+            async def open_gate() -> None:
+                await anyio.wait_all_tasks_blocked()
+                heard.append("open")
+                gate.set()
+
+            group.start_soon(listen)
+            group.start_soon(open_gate)
+            await send(start())
+            await send(body(b"data"))
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        seen.append(response)
+        yield response
+
+    async def leaves() -> Message:
+        return DISCONNECT
+
+    held = held_start(stack(app, mw, fused=True), gate)
+    server = Server()
+
+    async def without_client(scope: Scope, receive: Receive, send: Send) -> None:
+        await held(scope, leaves, send)
+
+    await server.run(without_client)
+
+    assert heard == ["open", "gone"]
+    assert server.types[0] == "start"
+    assert seen[0].started_at is not None
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_start_that_cannot_be_made(waits: bool) -> None:
+    """Another start is refused: the functions have had their turn."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(AttributeError):
+            await send(start())
+        await send(start(500))
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.headers = {"x": "y"}  # type: ignore[assignment]
+        if waits:
+            yield response
+
+    server = await request(stack(app, mw, fused=True), keep_error=True)
+
+    assert isinstance(server.error, RuntimeError)
+    assert server.sent == []
+
+
+@pytest.mark.parametrize("mistake", ["status", "headers"])
+async def test_function_that_waits_with_a_response_that_cannot_be_sent(
+    mistake: str, layers: Layers
+) -> None:
+    """It is told so at its `yield response`, and is ended."""
+    seen: list[BaseException | str] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        if mistake == "status":
+            response.body = b"other"
+            response.status_code = "404"  # type: ignore[assignment]
+        else:
+            response.headers = {"x": "y"}  # type: ignore[assignment]
+        try:
+            yield response
+        except Exception as error:
+            seen.append(error)
+            raise
+        finally:
+            seen.append("ended")
+
+    server = await request(layers(plain_inner(), mw), keep_error=True)
+
+    assert seen == [server.error, "ended"]
+    assert isinstance(server.error, TypeError if mistake == "status" else AttributeError)
+
+
 # The client leaves while a flow is being stepped.
 
 

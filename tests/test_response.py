@@ -24,7 +24,7 @@ from starlette.responses import (
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from httpmw import AppResponse, BodyTooLarge, Connection, Flow, HTTPMiddleware
+from httpmw import AppResponse, BodyTooLarge, Connection, Flow, HTTPMiddleware, _response
 from tests.harness import Inner, Server, body, request, script, stack, start
 
 Dispatch = Callable[[Connection], Flow]
@@ -795,6 +795,67 @@ async def test_checksum_set_before_the_body_is_kept(fused: bool) -> None:
     server = await request(stack(app, nothing, layer, fused=fused))
 
     assert server.headers["etag"] == '"new"'
+
+
+async def test_checksum_is_the_layers_own_where_none_was_received(fused: bool) -> None:
+    """An ETag that an inner layer took away, and this one set again, stays."""
+
+    async def inner(conn: Connection) -> Flow:
+        response = yield
+        response.raw_headers = []
+
+    async def layer(conn: Connection) -> Flow:
+        response = yield
+        response.headers["etag"] = '"same"'
+        response.body = b"new"
+
+    app = script(start(headers=[(b"etag", b'"same"')]), body(b"ab"))
+    server = await request(stack(app, layer, inner, fused=fused))
+
+    assert server.headers["etag"] == '"same"'
+
+
+async def test_names_of_headers_that_are_made_up_are_not_kept() -> None:
+    """However many names are set, only so many are remembered; all of them are sent."""
+
+    async def layer(conn: Connection) -> Flow:
+        response = yield
+        for number in range(3000):
+            response.headers[f"X-{number}"] = "yes"
+
+    server = await request(HTTPMiddleware(script(start(), body(b"ab")), dispatch=layer))
+
+    assert len(server.headers) == 3000
+    assert server.headers["x-2999"] == "yes"
+    assert len(_response._names) <= _response._MOST_NAMES
+
+
+async def test_headers_are_nobody_elses_after_the_start(inner: Inner, fused: bool) -> None:
+    """What is done to them after `yield response` stays here; what others do stays there."""
+    kept: list[Message] = []
+    seen: list[list[bytes]] = []
+
+    async def layer(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        seen.append([name for name, _ in response.raw_headers])
+        response.headers["x-late"] = "yes"
+
+    app = stack(inner, layer, nothing, fused=fused)
+
+    async def adding(scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-added", b"yes"))
+                kept.append(message)
+            await send(message)
+
+        await app(scope, receive, add)
+
+    await request(adding)
+
+    assert b"x-added" not in seen[0]
+    assert b"x-late" not in [name for name, _ in kept[0]["headers"]]
 
 
 async def test_checksum_of_an_inner_layer_is_dropped(fused: bool) -> None:
@@ -1669,6 +1730,20 @@ async def test_times_are_in_order(inner: Inner, spec: str | None) -> None:
     assert started is not None
     assert ended is not None
     assert 0 < started <= ended
+
+
+async def test_time_of_a_response_that_is_replaced(fused: bool) -> None:
+    """Further in than the replacement, its start is the start."""
+    seen: list[AppResponse] = []
+
+    async def replacing(conn: Connection) -> Flow:
+        yield
+        yield PlainTextResponse("other")
+
+    app = script(start(), body(b"ab"))
+    await request(stack(app, replacing, accounting(seen), fused=fused))
+
+    assert seen[0].started_at is not None
 
 
 async def test_disconnected(spec: str | None, fused: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import sys
 import weakref
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareError, _context
+from httpmw._exchange import Exchange
 from tests.harness import (
     Chunks,
     Inner,
@@ -942,6 +944,27 @@ async def test_nothing_is_left_to_the_garbage_collector(
     inner.ended.clear()  # It keeps exceptions, and they keep frames.
     await anyio.lowlevel.checkpoint()
     assert [each() for each in seen] == [None]
+
+
+async def test_look_at_the_client_afterwards_leaves_nothing_to_the_garbage_collector() -> None:
+    """What a function asks for when everything is over is let go of as well."""
+
+    async def looks_back(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        await conn.is_disconnected()
+
+    app = stack(plain_inner(), waiting, looks_back, waiting, fused=True)
+    await request(app)
+    gc.collect()
+    gc.disable()
+    try:
+        await request(app)
+        left = [each for each in gc.get_objects() if isinstance(each, Exchange)]
+    finally:
+        gc.enable()
+
+    assert left == []
 
 
 # The check for open scopes, and the private data that it reads.

@@ -496,7 +496,7 @@ MUTATIONS = [
     Mutation(
         "what a transform passes by is lost",
         BODY,
-        """        self._made.extend(self.inner.aside)
+        """            self._made.extend(self.inner.aside)
 """,
         "",
         tests="tests/test_response.py::test_other_messages_pass_untouched",
@@ -504,8 +504,8 @@ MUTATIONS = [
     Mutation(
         "what cut a body off is told only once",
         BODY,
-        """        if self.thrown is not None:
-            raise self.thrown
+        """        if (thrown := self.thrown) is not None:
+            raise thrown
 """,
         "",
         tests="tests/test_response.py::test_reading_again_after_the_app_failed",
@@ -519,43 +519,43 @@ MUTATIONS = [
     Mutation(
         "an end that nobody got completes the response",
         TRAVEL,
-        """            if gone:
-                progress.lost = True""",
-        """            if gone:
-                pass""",
+        """                    if gone:
+                        progress.lost = True""",
+        """                    if gone:
+                        pass""",
         tests="tests/test_response.py::test_end_of_the_body_that_nobody_gets",
     ),
     Mutation(
         "an end that nobody got counts where nothing else is to be done",
         EXCHANGE,
-        "progress is not None and progress.complete and not progress.lost:",
-        "progress is not None and progress.complete:",
+        "if not progress.complete or progress.lost:",
+        "if not progress.complete:",
         tests="tests/test_response.py::test_end_of_the_body_that_nobody_gets",
     ),
     Mutation(
         "a body that was cut off counts as complete where nothing else is to be done",
         EXCHANGE,
-        "progress is not None and progress.complete and not progress.lost:",
-        "progress is not None and not progress.lost:",
+        "if not progress.complete or progress.lost:",
+        "if progress.lost:",
         tests="tests/test_events.py",
     ),
     Mutation(
         "flows that wait are forgotten where something else is to be done",
         EXCHANGE,
-        "self.add_tail(flow).response = response",
+        "self.add_wait(flow, response)",
         "pass",
     ),
     Mutation(
         "a body that somebody has asked for goes unseen",
         TRAVEL,
         """            self._body = LiveBody(self)
-            self.plain = False""",
+            self.exchange.complicate()""",
         """            self._body = LiveBody(self)""",
     ),
     Mutation(
         "a background task goes unseen",
         RESPONSE,
-        "self._outbound.plain = False",
+        "self._outbound.exchange.complicate()",
         "pass",
         tests="tests/test_response.py::test_background_runs_after_the_app_ended",
     ),
@@ -563,22 +563,39 @@ MUTATIONS = [
     Mutation(
         "nobody notes when the start was sent",
         TRAVEL,
-        "tail.response._progress.started_at = now",
-        "pass",
+        """        for progress in self._progresses:
+            progress.started_at = now""",
+        "",
         tests="tests/test_response.py::test_times_are_in_order",
     ),
     Mutation(
-        "nobody notes when a start was sent that nobody changed",
+        "nobody notes when the start of a replacement was sent",
         TRAVEL,
-        "self._progresses[0].started_at = time.perf_counter()",
+        "tail.response._progress.started_at = now",
         "pass",
-        tests="tests/test_response.py::test_times_are_in_order",
+        tests="tests/test_response.py::test_time_of_a_response_that_is_replaced",
+    ),
+    Mutation(
+        "a second start may overtake the first",
+        TRAVEL,
+        """                    self.state = UNKNOWN
+                    start =""",
+        """                    self.state = PASSING
+                    start =""",
+        tests="tests/test_events.py::test_sibling_sends_a_second_start_while_the_first_is_on_its_way",
+    ),
+    Mutation(
+        "what a flow does when it is resumed at the end goes unseen",
+        EXCHANGE,
+        "if failure is None and self.plain:",
+        "if failure is None:",
+        tests="tests/test_tasks_and_contexts.py::test_nothing_is_left_to_the_garbage_collector",
     ),
     Mutation(
         "the body ends a response that has trailers",
         BODY,
-        'self.complete = not self._trailers and not message.get("more_body")',
-        'self.complete = not message.get("more_body")',
+        "self.complete = not self._trailers",
+        "self.complete = True",
         tests="tests/test_response.py::test_accounting_of_a_missing_trailer",
     ),
     Mutation(
