@@ -438,7 +438,10 @@ class Exchange(Outbound):
             response._outcome = "completed"
             failure = await self._resume(flow, None)
             if failure is not None:
-                return failure
+                try:
+                    return failure
+                finally:
+                    failure = None  # it holds this frame: do not hold it in turn
         return None
 
     def forget(self) -> None:

@@ -946,20 +946,35 @@ async def test_nothing_is_left_to_the_garbage_collector(
     assert [each() for each in seen] == [None]
 
 
-async def test_look_at_the_client_afterwards_leaves_nothing_to_the_garbage_collector() -> None:
-    """What a function asks for when everything is over is let go of as well."""
+async def looks_back(conn: Connection) -> Flow:
+    response = yield
+    yield response
+    await conn.is_disconnected()
 
-    async def looks_back(conn: Connection) -> Flow:
-        response = yield
-        yield response
-        await conn.is_disconnected()
 
-    app = stack(plain_inner(), waiting, looks_back, waiting, fused=True)
-    await request(app)
+async def fails_afterwards(conn: Connection) -> Flow:
+    response = yield
+    yield response
+    raise LookupError
+
+
+@pytest.mark.parametrize("function", [looks_back, fails_afterwards])
+async def test_end_leaves_nothing_to_the_garbage_collector(
+    function: Callable[[Connection], Flow],
+) -> None:
+    """What happens when everything is over is let go of as well."""
+    app = stack(script(start(), body(b"ab")), waiting, function, waiting, fused=True)
+
+    async def once() -> None:
+        server = Server()
+        with contextlib.suppress(LookupError):
+            await app(server.scope, server.receive, server.send)
+
+    await once()
     gc.collect()
     gc.disable()
     try:
-        await request(app)
+        await once()
         left = [each for each in gc.get_objects() if isinstance(each, Exchange)]
     finally:
         gc.enable()
