@@ -179,8 +179,10 @@ class Outbound(Driven):
             if message["type"] == "http.response.start":
                 raise _errors.second_start()
             self.taken = True
+            noted = message
             try:
-                noted = message if self._progress is None else await sized(message)
+                if message["type"] == "http.response.pathsend":
+                    noted = await sized(message)
                 await self.resume(message)
             finally:
                 self.exchange.on_hold = self if self.paused else None
