@@ -519,7 +519,8 @@ class CountedBody(Body):
     async def pull(self) -> Message:
         message = await self.inner.take()
         self.ended = ends_body(message)
-        self._progress.take(await sized(message))
+        is_file = message["type"] == "http.response.pathsend"
+        self._progress.take(await sized(message) if is_file else message)
         return message
 
     def drop(self) -> list[Message]:
@@ -589,8 +590,6 @@ async def sized(message: Message) -> Message:
     """
     Note the size of the file of a `pathsend`, for who counts; not in the event loop.
     """
-    if message["type"] != "http.response.pathsend":
-        return message
     return {**message, "size": await anyio.to_thread.run_sync(_file_size, message)}
 
 

@@ -356,6 +356,10 @@ class AppResponse(Response):
         status = self.status_code
         return self._outbound.is_head or status < 200 or status in (204, 205, 304)  # noqa: PLR2004
 
+    @property
+    def _has_trailers(self) -> bool:
+        return bool(self._message.get("trailers"))
+
     def _take_body(self, response: AppResponse, iterator: Any, charset: str) -> None:
         """
         Send what *iterator* makes of the body of *response*.

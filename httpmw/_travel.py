@@ -376,7 +376,7 @@ class Outbound(Driven):
         await self._send_start(response)
         try:
             if response._body is not None:
-                await self._pump(response._body, trailers=bool(response._message.get("trailers")))
+                await self._pump(response._body, trailers=response._has_trailers)
         finally:
             if self.state is TRAVELLING:
                 self._let_pass()
@@ -444,7 +444,7 @@ class Outbound(Driven):
         body = outward._body
         if body is None and self._progress is not None:
             return self._progress
-        trailers = bool(outward._message.get("trailers"))
+        trailers = outward._has_trailers
         if body is None:
             progress = self._progress = Progress(trailers=trailers, head=self.is_head)
         else:

@@ -4,11 +4,12 @@ Apps and stacks of middleware to run on the fake server of `httpmw.testing`.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,8 @@ from httpmw.testing._server import DISCONNECT  # noqa: F401 - for the tests
 
 if TYPE_CHECKING:
     from httpmw import Connection, Flow
+
+T = TypeVar("T")
 
 SPECS: list[str | None] = [None, "2.1", "2.3", "2.4", "2.5"]
 
@@ -46,6 +49,18 @@ def script(*messages: Message) -> ASGIApp:
             await send(message)
 
     return app
+
+
+async def left_to_the_collector(kind: type[T], once: Callable[[], Awaitable[object]]) -> list[T]:
+    """Run *once* twice; return the objects of *kind* that only the garbage collector would free."""
+    await once()
+    gc.collect()
+    gc.disable()
+    try:
+        await once()
+        return [each for each in gc.get_objects() if isinstance(each, kind)]
+    finally:
+        gc.enable()
 
 
 class PassThrough:

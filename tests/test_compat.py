@@ -7,7 +7,6 @@ Each function stands between two others, fused with them or nested, unless the t
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -34,6 +33,7 @@ from tests.harness import (
     Server,
     body,
     explained,
+    left_to_the_collector,
     plain_inner,
     script,
     start,
@@ -1023,15 +1023,8 @@ async def test_refused_function_may_wait_in_its_clean_up(wrap: Wrap, inner: Inne
 
 
 async def flows_left(app: ASGIApp) -> list[DispatchFlow]:
-    """Give the flows that a second request leaves to the garbage collector."""
-    await ask(app)
-    gc.collect()
-    gc.disable()
-    try:
-        await ask(app)
-        return [each for each in gc.get_objects() if isinstance(each, DispatchFlow)]
-    finally:
-        gc.enable()
+    """Give the flows that a request leaves to the garbage collector."""
+    return await left_to_the_collector(DispatchFlow, lambda: ask(app))
 
 
 @pytest.mark.parametrize("app", [plain_inner(), failing], ids=["plain", "failing"])

@@ -862,17 +862,33 @@ async def test_header_set_after_the_end_is_not_sent(
     inner: Inner, spec: str | None, layers: Layers
 ) -> None:
     """What was sent is what there was at `yield response`, also for those who keep the message."""
+    kept: list[Message] = []
+    seen: list[list[bytes]] = []
 
     async def late(conn: Connection) -> Flow:
         response = yield
         yield response
+        seen.append([name for name, _ in response.raw_headers])
         response.headers["x-late"] = "yes"
         response.headers["content-type"] = "text/late"
 
-    server = await request(layers(inner, late), spec=spec)
+    app = layers(inner, late)
+
+    async def adding(scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-added", b"yes"))
+                kept.append(message)
+            await send(message)
+
+        await app(scope, receive, add)
+
+    server = await request(adding, spec=spec)
 
     assert "x-late" not in server.headers
     assert server.headers["content-type"] != "text/late"
+    assert b"x-added" not in seen[0]
+    assert b"x-late" not in [name for name, _ in kept[0]["headers"]]
 
 
 async def test_outcome_completed(inner: Inner, spec: str | None, layers: Layers) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib.util
 import sys
 import weakref
@@ -32,6 +31,7 @@ from tests.harness import (
     Server,
     body,
     explained,
+    left_to_the_collector,
     passing,
     plain_inner,
     request,
@@ -970,16 +970,7 @@ async def test_end_leaves_nothing_to_the_garbage_collector(
         with contextlib.suppress(LookupError):
             await app(server.scope, server.receive, server.send)
 
-    await once()
-    gc.collect()
-    gc.disable()
-    try:
-        await once()
-        left = [each for each in gc.get_objects() if isinstance(each, Exchange)]
-    finally:
-        gc.enable()
-
-    assert left == []
+    assert await left_to_the_collector(Exchange, once) == []
 
 
 # The check for open scopes, and the private data that it reads.

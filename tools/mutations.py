@@ -589,7 +589,7 @@ MUTATIONS = [
         EXCHANGE,
         "if failure is None and self.plain:",
         "if failure is None:",
-        tests="tests/test_tasks_and_contexts.py::test_nothing_is_left_to_the_garbage_collector",
+        tests="tests/test_tasks_and_contexts.py::test_end_leaves_nothing_to_the_garbage_collector",
     ),
     Mutation(
         "the body ends a response that has trailers",
