@@ -47,6 +47,7 @@ from ._connection import Connection
 from ._context import open_scopes, running_loop, task_of, trio_task
 from ._drive import Turn
 from ._errors import NoResponseError
+from ._layout import lay_out
 from ._response import AppResponse, Outcome
 from ._travel import (
     COUNTED,
@@ -783,6 +784,26 @@ class Exchange(Outbound):
             if not looked:
                 break
         return self.gone, None
+
+
+lay_out(
+    Exchange(),
+    "taken",
+    "scopes",
+    "application",
+    "handlers",
+    "waits",
+    "tails",
+    "_progress",
+    "_progresses",
+    "_body",
+    "_coroutine",
+    "_paused",
+    "on_hold",
+    "transforms",
+    "incoming",
+    "_outermost",
+)
 
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:

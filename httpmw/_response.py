@@ -20,6 +20,7 @@ from ._body import (
     as_bytes,
     as_iterator,
 )
+from ._layout import lay_out
 
 if TYPE_CHECKING:
     from ._call_next import DispatchFlow
@@ -420,6 +421,25 @@ class AppResponse(Response):
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start
+
+
+lay_out(
+    AppResponse(),
+    "_outbound",
+    "_message",
+    "status_code",
+    "headers",
+    "_received",
+    "_reader",
+    "_body",
+    "_given_body",
+    "_bytes",
+    "_open",
+    "_outcome",
+    "_progress",
+    "_chunks",
+    "_background",
+)
 
 
 def _headers(raw: list[tuple[bytes, bytes]]) -> Headers:
