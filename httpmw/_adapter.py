@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from starlette.types import ASGIApp
 
 from . import _errors
-from ._connection import Connection
-from ._exchange import Adapter
+from ._connection import Connection, Received
+from ._exchange import Adapter, Functions
 from ._response import AppResponse
 
 __all__ = ["Flow", "HTTPMiddleware", "http_middleware"]
@@ -71,7 +71,7 @@ class HTTPMiddleware(Adapter):
             _check_predicate(when)
             dispatch = _conditional(dispatch, when)
         self.app = app
-        self.take((dispatch,), app)
+        self.take(((Received, dispatch),), app)
 
     def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
         """
@@ -84,6 +84,16 @@ class HTTPMiddleware(Adapter):
             The flow of this request; here one that changes nothing.
         """
         return _unchanged()
+
+
+def around(functions: Functions, app: ASGIApp) -> HTTPMiddleware:
+    """
+    Put around *app* what another layer is made of.
+    """
+    layer: HTTPMiddleware = object.__new__(HTTPMiddleware)
+    layer.app = app
+    layer.take(functions, app)
+    return layer
 
 
 async def _unchanged() -> Flow:

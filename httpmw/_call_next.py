@@ -18,6 +18,7 @@ from __future__ import annotations
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import Context, copy_context
+from functools import partial
 from inspect import isasyncgen, isawaitable
 from types import CodeType, CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -28,31 +29,116 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _errors
 from ._body import DISCONNECT, Incoming
+from ._connection import Connection
 from ._response import AppResponse
 
 if TYPE_CHECKING:
-    from ._connection import Connection
-
-_new: Final = object.__new__
+    from ._exchange import Exchange
 
 
-def middleware_function(layer: Any) -> Callable[[Connection], DispatchFlow]:
+# ---------------------------------------------------------------------- the request
+
+
+class CachedRequest(Request):
+    # The request as a dispatch function gets it. What it takes of the body is gone for the inner
+    # app, as with Starlette, unless it was read whole by `body()`.
+
+    _stream_consumed = False
+    _is_disconnected = False
+    _form = None
+    # The exchange it belongs to, and as in `Connection` where its body comes from.
+    _exchange: Exchange
+    _incoming: Incoming | None = None
+    # Whether the dispatch function has had a hand in the body.
+    _taken = False
+
+    @property
+    def _conn(self) -> Connection:
+        # As a middleware function would get it: looking ahead, nothing is taken.
+        conn = Connection._of(self._exchange)
+        conn._incoming = self._incoming  # as it was when this request was made
+        return conn
+
+    @property
+    def _receive(self) -> Receive:
+        given: Receive | None = self.__dict__.get("_receive")
+        return self._take if given is None else given
+
+    @_receive.setter
+    def _receive(self, receive: Receive) -> None:
+        self.__dict__["_receive"] = receive
+        self._taken = True
+
+    @property
+    def _body(self) -> bytes:
+        try:
+            body: bytes = self.__dict__["_body"]
+        except KeyError:
+            raise AttributeError("_body") from None
+        return body
+
+    @_body.setter
+    def _body(self, body: bytes) -> None:
+        self.__dict__["_body"] = body
+        self._taken = True
+
+    async def _take(self) -> Message:
+        self._taken = True
+        return await self.rest()
+
+    async def rest(self) -> Message:
+        """
+        Take the next message of those that come from outside.
+        """
+        return await self._conn._open().receive()
+
+    async def _send(  # pyrefly: ignore[bad-override-mutable-attribute]
+        self, message: Message
+    ) -> None:
+        await self._conn._send(message)
+
+    def stream(self) -> AsyncGenerator[bytes, None]:
+        if not self._taken and self._conn._open().taken:
+            self._stream_consumed = True  # by the inner app
+        return super().stream()
+
+    async def is_disconnected(self) -> bool:
+        if "_receive" in self.__dict__:
+            return await super().is_disconnected()
+        if not self._is_disconnected:
+            # Looks ahead, where Starlette takes a message and loses it.
+            self._is_disconnected = await self._conn.is_disconnected()
+        return self._is_disconnected
+
+
+# ---------------------------------------------------------------------- the flow
+
+
+def begins(layer: Any) -> Callable[[DispatchFlow], DispatchFlow]:
     """
-    Give what makes the flow of one request in one layer.
+    Give what begins the flow of one request in one layer.
     """
 
-    def begin(conn: Connection) -> DispatchFlow:
-        flow = DispatchFlow()
+    def begin(flow: DispatchFlow) -> DispatchFlow:
         flow._layer = layer
-        flow._outcome = None
-        flow._request = request = _new(CachedRequest)
-        request.scope = conn.scope
-        request._conn = conn
-        request._taken = False
-        coroutine = layer.dispatch_func(request, flow.call_next)
+        flow._outcome = _MAY_CALL
+        coroutine = layer.dispatch_func(flow, flow._call_next)
         if type(coroutine) is not CoroutineType:
             coroutine = _coroutine_of(layer, coroutine)
         flow._coroutine = coroutine
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration as stop:
+            flow._forbid_call()
+            flow._step = flow._returned(stop.value, None)
+        except BaseException as exc:
+            flow._forbid_call()
+            flow._refuse_stop(exc)
+            raise
+        else:
+            if awaited is not flow:
+                flow._forbid_call()
+                flow._step = flow._rest(awaited, None, None)
         return flow
 
     return begin
@@ -75,25 +161,24 @@ _WAITING: Final = object()
 _GIVEN: Final = object()
 
 
-class DispatchFlow:
-    # One running dispatch coroutine, with the methods of an async generator, but that `asend` takes
-    # the first part of its step at once: most wait for nothing but `call_next`.
-
-    __slots__ = ("_coroutine", "_layer", "_outcome", "_request")
+class DispatchFlow(CachedRequest):
+    # One running dispatch coroutine, with the methods of an async generator; it is its own request,
+    # as a second object would cost as much as all that is done with it. The first part of a step
+    # is taken at once: most wait for nothing but `call_next`.
 
     _coroutine: Any
     _layer: Any
-    _request: CachedRequest
     # One of the above, or what `call_next` raised. Not the response itself: that holds the flow,
     # and would be held in turn.
     _outcome: Any
+    # The rest of the first step; None where `call_next` is awaited.
+    _step: Awaitable[Any] | None = None
 
-    async def call_next(self, request: Request) -> Response:
+    async def _call_next(self, request: Request) -> Response:
         if self._outcome is not _MAY_CALL:
             raise self._refusal()
         self._outcome = _WAITING
-        own = self._request
-        if request is own and not own._taken and own.scope is own._conn.scope:
+        if request is self and not self._taken and self.scope is self._exchange.scope:
             return await self._mark()
         return await self._mark_with(request)
 
@@ -111,13 +196,11 @@ class DispatchFlow:
 
     async def _mark_with(self, request: Any) -> Response:
         # Further in it is the given request that counts; further out nothing has changed.
-        own = self._request
-        exchange = own._conn._exchange
-        assert exchange is not None
-        given = request if isinstance(request, HTTPConnection) else own
-        source = given if _has_body_of_its_own(given, own) else own
-        if source is not own or own._taken:
-            exchange.send_inward(Incoming(Replay(source, own).receive))
+        exchange = self._exchange
+        given = request if isinstance(request, HTTPConnection) else self
+        source = given if _has_body_of_its_own(given, self) else self
+        if source is not self or self._taken:
+            exchange.send_inward(Incoming(Replay(source, self).receive))
         scope, exchange.scope = exchange.scope, given.scope
         try:
             return await self._mark()
@@ -132,29 +215,12 @@ class DispatchFlow:
             return _errors.call_next_elsewhere(self)
         return _errors.second_call_next(self)
 
-    def asend(  # noqa: C901 - a drive stays flat instead of short
-        self, response: Any
-    ) -> Awaitable[Any] | None:
+    def asend(self, response: Any) -> Awaitable[Any]:
         """
-        Take the first part of a step; give the rest of it, None where `call_next` is awaited.
+        Take the first part of a step; give the rest of it.
         """
-        if response is None:
-            if self._coroutine is _OVER:
-                raise StopAsyncIteration
-            self._outcome = _MAY_CALL
-            try:
-                awaited = self._coroutine.send(None)
-            except StopIteration as stop:
-                self._forbid_call()
-                return self._returned(stop.value, None)
-            except BaseException as exc:
-                self._forbid_call()
-                self._refuse_stop(exc)
-                raise
-            if awaited is self:
-                return None
-            self._forbid_call()
-            return self._rest(awaited, None, None)
+        if response is None:  # what it returned has been sent
+            raise StopAsyncIteration
         self._outcome = _GIVEN
         response._reader = self
         context = copy_context()
@@ -297,6 +363,10 @@ class DispatchFlow:
         return None if frame is None or frame.f_code is not self.ag_code else frame
 
 
+# Without `Request.__init__`, which is still there for whoever makes another one of its class.
+make_flow: Final = partial(object.__new__, DispatchFlow)
+
+
 class _Over:
     # In the place of a coroutine that has ended.
 
@@ -345,70 +415,7 @@ class _App(Response):
         await self._app(scope, receive, send)
 
 
-# ---------------------------------------------------------------------- the request
-
-
-class CachedRequest(Request):
-    # The request as a dispatch function gets it. What it takes of the body is gone for the inner
-    # app, as with Starlette, unless it was read whole by `body()`.
-
-    _stream_consumed = False
-    _is_disconnected = False
-    _form = None
-    _conn: Connection
-    # Whether the dispatch function has had a hand in the body.
-    _taken: bool
-
-    @property
-    def _receive(self) -> Receive:
-        given: Receive | None = self.__dict__.get("_receive")
-        return self._take if given is None else given
-
-    @_receive.setter
-    def _receive(self, receive: Receive) -> None:
-        self.__dict__["_receive"] = receive
-        self._taken = True
-
-    @property
-    def _body(self) -> bytes:
-        try:
-            body: bytes = self.__dict__["_body"]
-        except KeyError:
-            raise AttributeError("_body") from None
-        return body
-
-    @_body.setter
-    def _body(self, body: bytes) -> None:
-        self.__dict__["_body"] = body
-        self._taken = True
-
-    async def _take(self) -> Message:
-        self._taken = True
-        return await self.rest()
-
-    async def rest(self) -> Message:
-        """
-        Take the next message of those that come from outside.
-        """
-        return await self._conn._open().receive()
-
-    async def _send(  # pyrefly: ignore[bad-override-mutable-attribute]
-        self, message: Message
-    ) -> None:
-        await self._conn._send(message)
-
-    def stream(self) -> AsyncGenerator[bytes, None]:
-        if not self._taken and self._conn._open().taken:
-            self._stream_consumed = True  # by the inner app
-        return super().stream()
-
-    async def is_disconnected(self) -> bool:
-        if "_receive" in self.__dict__:
-            return await super().is_disconnected()
-        if not self._is_disconnected:
-            # Looks ahead, where Starlette takes a message and loses it.
-            self._is_disconnected = await self._conn.is_disconnected()
-        return self._is_disconnected
+# ---------------------------------------------------------------------- the body
 
 
 def _has_body_of_its_own(request: Any, own: CachedRequest) -> bool:

@@ -28,8 +28,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
-from ._adapter import Dispatch, HTTPMiddleware
-from ._exchange import fused
+from ._adapter import Dispatch, HTTPMiddleware, around
+from ._exchange import Functions, fused
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,7 +60,7 @@ class Slot(NamedTuple):
     instance: ASGIApp
     link: Link
     # Where the instance is an adapter and nothing else: what it runs.
-    functions: tuple[Dispatch, ...]
+    functions: Functions
     # Whether it stands around the application's own error handler.
     outside: bool
 
@@ -200,11 +200,11 @@ def _nest(slots: Sequence[Slot], app: ASGIApp, table: Table) -> ASGIApp:
     """
     for slot in reversed(slots):
         table[slot.link.name] = app
-        if not slot.functions:
+        if slot.functions:
+            # Past the link: an adapter is made for one chain, and takes its neighbours over.
+            app = around(slot.functions, app)
+        else:
             app = slot.instance
-        # Past the link: an adapter is made for one chain, and takes its neighbours over.
-        for function in reversed(slot.functions):
-            app = HTTPMiddleware(app, function)
     return app
 
 

@@ -61,13 +61,14 @@ from ._travel import (
 )
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
-_new: Final[Any] = object.__new__
 _get_hooks: Final = sys.get_asyncgen_hooks
 _set_hooks: Final = sys.set_asyncgen_hooks
 _LOOK_AHEAD: Final = 16  # messages
-Function: TypeAlias = Callable[[Connection], Any]
-# Middleware functions, the outermost first, and the app that they are around.
-Layers: TypeAlias = tuple[tuple[Function, ...], ASGIApp]
+Function: TypeAlias = Callable[[Any], Any]
+# The outermost first, each with what makes the request that it gets.
+Functions: TypeAlias = tuple[tuple[Callable[[], Any], Function], ...]
+# And the app that they are around.
+Layers: TypeAlias = tuple[Functions, ASGIApp]
 
 
 class Tail:
@@ -103,7 +104,7 @@ class Adapter:
     # By a name that no subclass has for something else.
     _httpmw: Layers
 
-    def take(self, functions: tuple[Function, ...], app: ASGIApp) -> None:
+    def take(self, functions: Functions, app: ASGIApp) -> None:
         """
         Put *functions* around *app*, and take over those of neighbouring layers.
         """
@@ -161,8 +162,8 @@ class Adapter:
             hook = _get_hooks().firstiter
             incoming = None
             rest = iter(functions)
-            for function in rest:
-                conn = _new(Connection)  # what `Connection._of` does, without the call
+            for make, function in rest:
+                conn = make()  # the rest as in `Connection._of`, without the call
                 conn.scope = exchange.scope  # further in it may be another one
                 conn._exchange = exchange
                 if incoming is not None:
@@ -180,9 +181,10 @@ class Adapter:
                             exchange.around = None
                             incoming = exchange.incoming = incoming or exchange._outermost
                         continue
+                    elif flow is conn:  # a dispatch function, begun already: see `DispatchFlow`
+                        value = None if conn._step is None else await conn._step
                     elif hasattr(flow, "asend"):
-                        step = flow.asend(None)
-                        value = None if step is None else await step
+                        value = await flow.asend(None)
                     else:
                         failure = _not_a_generator(function, flow)
                         break
@@ -204,7 +206,7 @@ class Adapter:
                 if not exchange.plain:
                     incoming = exchange.incoming
                     if exchange.around is not None:
-                        exchange.enclose(*rest)
+                        exchange.enclose(tuple(rest))
             else:
                 if states and getattr(states.get(key or ref(task)), "cancel_scope", None) != scopes:
                     failure = await exchange.scope_held(scopes)
@@ -255,6 +257,14 @@ def layers_of(adapter: Adapter) -> Layers:
     if "_httpmw" not in vars(adapter) and not hasattr(type(adapter), "_httpmw"):
         raise _errors.not_initialised(type(adapter))
     return adapter._httpmw
+
+
+def outermost_function(adapter: Adapter) -> Function:
+    """
+    Give the function of the outermost layer of an adapter.
+    """
+    (_, function), *_ = layers_of(adapter)[0]
+    return function
 
 
 def runs_as_adapter(app: object) -> bool:
@@ -319,7 +329,7 @@ class Exchange(Outbound):
 
     # ------------------------------------------------------------------ the way inward
 
-    def enclose(self, *functions: Function) -> None:
+    def enclose(self, functions: Functions) -> None:
         """
         Run all that is further in as an adapter of its own, inside of what a flow wants around it.
         """

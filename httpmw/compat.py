@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
-from ._call_next import middleware_function
+from ._call_next import begins, make_flow
 from ._exchange import Adapter, Layers, runs_as_adapter
 
 if TYPE_CHECKING:
@@ -73,9 +73,14 @@ class BaseHTTPMiddleware(Adapter):
         self.app = app
         self.dispatch_func: DispatchFunction = self.dispatch if dispatch is None else dispatch
 
+    _httpmw_adapter: _Adapter | None = None
+
     @property
     def _httpmw(self) -> Layers:  # type: ignore[override]  # pyrefly: ignore[bad-override]
-        return _adapter(self)._httpmw
+        adapter = self._httpmw_adapter
+        if adapter is None or adapter.app is not self.app or adapter.chain:
+            adapter = _adapter(self)
+        return adapter._httpmw
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """
@@ -102,12 +107,10 @@ def _adapter(layer: Any) -> _Adapter:
     """
     Give what drives a layer, and those that it is directly around.
     """
-    try:
-        adapter: _Adapter = layer._httpmw_adapter
-    except AttributeError:  # the first request
-        adapter = layer._httpmw_adapter = _Adapter(layer)
+    adapter: _Adapter | None = getattr(layer, "_httpmw_adapter", None)
     if (
-        adapter.app is not layer.app
+        adapter is None
+        or adapter.app is not layer.app
         or adapter.patch is not _patch
         or (adapter.chain and adapter.is_stale())
     ):
@@ -124,7 +127,7 @@ class _Adapter(Adapter):
         layers = [layer]
         while is_neighbour(layers[-1].app):
             layers.append(layers[-1].app)
-        self.take(tuple(map(middleware_function, layers)), layers[-1].app)
+        self.take(tuple((make_flow, begins(each)) for each in layers), layers[-1].app)
         self.patch = _patch
         self.app = layer.app
         # The layers further in, each with what it is around.

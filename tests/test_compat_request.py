@@ -477,7 +477,7 @@ async def test_receive_of_another_request_gets_to_the_disconnect(wrap: Wrap) -> 
 
 
 @pytest.mark.parametrize("read", [True, False])
-@pytest.mark.parametrize("how", ["scope only", "its receive", "a connection", "None"])
+@pytest.mark.parametrize("how", ["scope only", "its receive", "its class", "a connection", "None"])
 async def test_another_request_without_a_body_of_its_own(
     wrap: Wrap, how: str, *, read: bool
 ) -> None:
@@ -489,6 +489,7 @@ async def test_another_request_without_a_body_of_its_own(
         other: Any = {
             "scope only": Request(request.scope),
             "its receive": Request(request.scope, request.receive),
+            "its class": type(request)(request.scope, request.receive),
             "a connection": HTTPConnection(request.scope),
             "None": None,
         }[how]

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from httpmw import AppResponse, Connection, HTTPMiddleware
-from httpmw._exchange import layers_of
+from httpmw._exchange import outermost_function
 
 Dispatch: TypeAlias = Callable[[Connection], AsyncGenerator[Any, AppResponse] | None]
 Factory: TypeAlias = Callable[..., ASGIApp]
@@ -182,5 +182,5 @@ def _made(mw: Any, app: ASGIApp) -> Any:
 
 def _function(mw: Any) -> Dispatch:
     if isinstance(mw, HTTPMiddleware):
-        mw = layers_of(mw)[0][0]  # with its `when`
+        mw = outermost_function(mw)  # with its `when`
     return cast(Dispatch, mw)
