@@ -86,7 +86,7 @@ class HTTPMiddleware(Adapter):
         return _unchanged()
 
 
-def around(functions: Functions, app: ASGIApp) -> HTTPMiddleware:
+def layer_of(functions: Functions, app: ASGIApp) -> HTTPMiddleware:
     """
     Put around *app* what another layer is made of.
     """

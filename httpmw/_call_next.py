@@ -52,12 +52,18 @@ class CachedRequest(Request):
     # Whether the dispatch function has had a hand in the body.
     _taken = False
 
-    @property
-    def _conn(self) -> Connection:
-        # As a middleware function would get it: looking ahead, nothing is taken.
+    def as_conn(self) -> Connection:
+        """
+        Give the same request to somebody who may look ahead, but not take.
+        """
         conn = Connection._of(self._exchange)
-        conn._incoming = self._incoming  # as it was when this request was made
+        conn._incoming = self._open()
         return conn
+
+    def _open(self) -> Incoming:
+        if self._incoming is None:
+            self._incoming = self._exchange.outermost_incoming()
+        return self._incoming
 
     @property
     def _receive(self) -> Receive:
@@ -90,15 +96,15 @@ class CachedRequest(Request):
         """
         Take the next message of those that come from outside.
         """
-        return await self._conn._open().receive()
+        return await self._open().receive()
 
     async def _send(  # pyrefly: ignore[bad-override-mutable-attribute]
         self, message: Message
     ) -> None:
-        await self._conn._send(message)
+        await self._exchange.server_send(message)
 
     def stream(self) -> AsyncGenerator[bytes, None]:
-        if not self._taken and self._conn._open().taken:
+        if not self._taken and self._open().taken:
             self._stream_consumed = True  # by the inner app
         return super().stream()
 
@@ -107,25 +113,29 @@ class CachedRequest(Request):
             return await super().is_disconnected()
         if not self._is_disconnected:
             # Looks ahead, where Starlette takes a message and loses it.
-            self._is_disconnected = await self._conn.is_disconnected()
+            self._is_disconnected = await self.as_conn().is_disconnected()
         return self._is_disconnected
 
 
 # ---------------------------------------------------------------------- the flow
 
 
-def begins(layer: Any) -> Callable[[DispatchFlow], DispatchFlow]:
+def beginning_of(layer: Any) -> Callable[[DispatchFlow], DispatchFlow]:
     """
-    Give what begins the flow of one request in one layer.
+    Give what begins the flow of one request in one layer: it takes the first part of a step.
     """
 
     def begin(flow: DispatchFlow) -> DispatchFlow:
         flow._layer = layer
-        flow._outcome = _MAY_CALL
-        coroutine = layer.dispatch_func(flow, flow._call_next)
+        flow._outcome = None
+        try:
+            coroutine = layer.dispatch_func(flow, flow.call_next)
+        except StopAsyncIteration as exc:
+            raise _errors.raised_stop(flow) from exc
         if type(coroutine) is not CoroutineType:
             coroutine = _coroutine_of(layer, coroutine)
         flow._coroutine = coroutine
+        flow._outcome = _MAY_CALL
         try:
             awaited = coroutine.send(None)
         except StopIteration as stop:
@@ -160,21 +170,24 @@ _MAY_CALL: Final = object()  # the coroutine is being driven right now
 _WAITING: Final = object()
 _GIVEN: Final = object()
 
+# What a step comes to that waits there.
+_AT_CALL_NEXT: Final = object()
+
 
 class DispatchFlow(CachedRequest):
     # One running dispatch coroutine, with the methods of an async generator; it is its own request,
     # as a second object would cost as much as all that is done with it. The first part of a step
-    # is taken at once: most wait for nothing but `call_next`.
+    # is taken at once, the very first when it is made: most wait for nothing but `call_next`.
 
     _coroutine: Any
     _layer: Any
     # One of the above, or what `call_next` raised. Not the response itself: that holds the flow,
     # and would be held in turn.
     _outcome: Any
-    # The rest of the first step; None where `call_next` is awaited.
+    # The rest of the first step, until it is awaited; None where that was all of it.
     _step: Awaitable[Any] | None = None
 
-    async def _call_next(self, request: Request) -> Response:
+    async def call_next(self, request: Request) -> Response:
         if self._outcome is not _MAY_CALL:
             raise self._refusal()
         self._outcome = _WAITING
@@ -217,7 +230,7 @@ class DispatchFlow(CachedRequest):
 
     def asend(self, response: Any) -> Awaitable[Any]:
         """
-        Take the first part of a step; give the rest of it.
+        Take the first part of a further step; give the rest of it.
         """
         if response is None:  # what it returned has been sent
             raise StopAsyncIteration
@@ -262,7 +275,7 @@ class DispatchFlow(CachedRequest):
         finally:
             if context:
                 _keep(context, response)
-        if value is self:
+        if value is _AT_CALL_NEXT:
             return None
         if value is response is not None:
             self._coroutine = _OVER
@@ -307,7 +320,7 @@ class DispatchFlow(CachedRequest):
             pass
 
     def _drive(self, coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:
-        # The rest of a step; gives the flow itself where the coroutine waits at `call_next`.
+        # The rest of a step; tells where the coroutine waits at `call_next`.
         try:
             while awaited is not self:
                 try:
@@ -327,7 +340,7 @@ class DispatchFlow(CachedRequest):
         finally:
             # What is left here would hold this frame by its traceback, and this frame it.
             call = argument = awaited = None
-        return self
+        return _AT_CALL_NEXT
 
     def _answer(self, value: Any, failure: BaseException | None) -> Response:
         """
@@ -352,7 +365,7 @@ class DispatchFlow(CachedRequest):
 
     @property
     def ag_code(self) -> CodeType | None:
-        code: CodeType | None = getattr(self._coroutine, "cr_code", None)
+        code: CodeType | None = getattr(getattr(self, "_coroutine", None), "cr_code", None)
         if code is None or code.co_filename == __file__:
             code = getattr(self._layer.dispatch_func, "__code__", None)
         return code
@@ -365,6 +378,10 @@ class DispatchFlow(CachedRequest):
 
 # Without `Request.__init__`, which is still there for whoever makes another one of its class.
 make_flow: Final = partial(object.__new__, DispatchFlow)
+
+
+# In messages it is what users know it as.
+DispatchFlow.__name__ = DispatchFlow.__qualname__ = "Request"
 
 
 class _Over:

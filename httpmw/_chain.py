@@ -28,7 +28,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
-from ._adapter import Dispatch, HTTPMiddleware, around
+from ._adapter import Dispatch, HTTPMiddleware, layer_of
 from ._exchange import Functions, fused
 
 
@@ -202,7 +202,7 @@ def _nest(slots: Sequence[Slot], app: ASGIApp, table: Table) -> ASGIApp:
         table[slot.link.name] = app
         if slot.functions:
             # Past the link: an adapter is made for one chain, and takes its neighbours over.
-            app = around(slot.functions, app)
+            app = layer_of(slot.functions, app)
         else:
             app = slot.instance
     return app

@@ -284,6 +284,10 @@ class Received(Connection):
     __init__ = object.__init__
 
 
+# In messages it is what users know it as.
+Received.__name__ = Received.__qualname__ = "Connection"
+
+
 def _content_length(scope: Scope) -> int:
     for key, value in scope["headers"]:
         if key.lower() == b"content-length":

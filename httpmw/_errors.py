@@ -422,7 +422,7 @@ def called_response() -> MiddlewareError:
 
 
 def _is_dispatch(flow: object) -> bool:
-    return hasattr(flow, "_call_next")
+    return hasattr(flow, "call_next")
 
 
 def not_awaitable(flow: object, got: object) -> MiddlewareError:

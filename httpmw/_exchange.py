@@ -31,7 +31,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from types import AsyncGeneratorType, CoroutineType, MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import ref
 
 import anyio
@@ -43,7 +43,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
-from ._connection import Connection
+from ._connection import Connection, Received
 from ._context import open_scopes, running_loop, task_of, trio_task
 from ._drive import Turn
 from ._errors import NoResponseError
@@ -59,6 +59,9 @@ from ._travel import (
     Replacement,
     not_a_new_response,
 )
+
+if TYPE_CHECKING:
+    from ._call_next import DispatchFlow
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
 _get_hooks: Final = sys.get_asyncgen_hooks
@@ -181,8 +184,11 @@ class Adapter:
                             exchange.around = None
                             incoming = exchange.incoming = incoming or exchange._outermost
                         continue
-                    elif flow is conn:  # a dispatch function, begun already: see `DispatchFlow`
-                        value = None if conn._step is None else await conn._step
+                    elif flow is conn and make is not Received:
+                        value = None  # a dispatch function, which has been begun already
+                        if conn._step is not None:
+                            step, conn._step = conn._step, None
+                            value = await step
                     elif hasattr(flow, "asend"):
                         value = await flow.asend(None)
                     else:
@@ -257,14 +263,6 @@ def layers_of(adapter: Adapter) -> Layers:
     if "_httpmw" not in vars(adapter) and not hasattr(type(adapter), "_httpmw"):
         raise _errors.not_initialised(type(adapter))
     return adapter._httpmw
-
-
-def outermost_function(adapter: Adapter) -> Function:
-    """
-    Give the function of the outermost layer of an adapter.
-    """
-    (_, function), *_ = layers_of(adapter)[0]
-    return function
 
 
 def runs_as_adapter(app: object) -> bool:
@@ -366,12 +364,16 @@ class Exchange(Outbound):
             if not self.waiting or not open_scopes(self.task) != scopes:  # noqa: SIM202
                 return error
 
-    async def raised(self, conn: Connection, exc: BaseException) -> BaseException | None:
+    async def raised(
+        self, conn: Connection | DispatchFlow, exc: BaseException
+    ) -> BaseException | None:
         """
         A flow raised in its first step, or could not be made.
         """
         if isinstance(exc, GeneratorExit):
             raise exc
+        if not isinstance(conn, Connection):
+            conn = conn.as_conn()
         response, failure = await self.answer(conn, exc)
         if response is None:
             return failure

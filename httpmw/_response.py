@@ -433,12 +433,9 @@ lay_out(
     "_reader",
     "_body",
     "_given_body",
-    "_bytes",
     "_open",
     "_outcome",
     "_progress",
-    "_chunks",
-    "_background",
 )
 
 

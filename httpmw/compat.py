@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import _errors
-from ._call_next import begins, make_flow
+from ._call_next import beginning_of, make_flow
 from ._exchange import Adapter, Layers, runs_as_adapter
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class BaseHTTPMiddleware(Adapter):
     @property
     def _httpmw(self) -> Layers:  # type: ignore[override]  # pyrefly: ignore[bad-override]
         adapter = self._httpmw_adapter
+        # Without neighbours it makes no difference to us whether Starlette's class is patched.
         if adapter is None or adapter.app is not self.app or adapter.chain:
             adapter = _adapter(self)
         return adapter._httpmw
@@ -127,7 +128,7 @@ class _Adapter(Adapter):
         layers = [layer]
         while is_neighbour(layers[-1].app):
             layers.append(layers[-1].app)
-        self.take(tuple((make_flow, begins(each)) for each in layers), layers[-1].app)
+        self.take(tuple((make_flow, beginning_of(each)) for each in layers), layers[-1].app)
         self.patch = _patch
         self.app = layer.app
         # The layers further in, each with what it is around.

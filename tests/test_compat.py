@@ -790,6 +790,53 @@ async def test_call_after_one_in_an_eager_task(wrap: Wrap, inner: Inner) -> None
     assert (await ask(wrap(inner, careful))).status == 200
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
+async def test_request_that_is_returned_is_no_response(
+    wrap: Wrap, inner: Inner, *, waits: bool
+) -> None:
+    """It is a mistake, and not the way to the inner app."""
+
+    async def forgetful(request: Request, call_next: Next) -> Any:
+        if waits:
+            await anyio.lowlevel.checkpoint()
+        return request
+
+    server = await ask(wrap(inner, forgetful), keep_error=True)
+
+    assert isinstance(server.error, MiddlewareError)
+    explained(server.error, forgetful, "a Request, instead of a response")
+    assert (server.sent, inner.runs) == ([], 0)
+
+
+async def test_call_next_of_a_function_that_failed_is_refused(wrap: Wrap, inner: Inner) -> None:
+    """Also where the function is a plain one, and has never become a coroutine."""
+    kept: list[tuple[Next, Request]] = []
+
+    def failing(request: Request, call_next: Next) -> Any:
+        kept.append((call_next, request))
+        raise ZeroDivisionError
+
+    assert isinstance((await ask(wrap(inner, failing), keep_error=True)).error, ZeroDivisionError)
+    call_next, request = kept.pop()
+    with pytest.raises(MiddlewareError, match="was awaited outside of it") as caught:
+        await call_next(request)
+    assert caught.value.__context__ is None
+    assert inner.runs == 0
+
+
+async def test_stop_of_a_plain_function_is_explained(wrap: Wrap, inner: Inner) -> None:
+    """What would look like the end of a generator is named as what it is."""
+
+    def stops(request: Request, call_next: Next) -> Any:
+        raise StopAsyncIteration
+
+    server = await ask(wrap(inner, stops), keep_error=True)
+
+    assert isinstance(server.error, MiddlewareError)
+    explained(server.error, stops, "raised StopAsyncIteration")
+    assert inner.runs == 0
+
+
 async def test_call_after_the_end_is_refused(wrap: Wrap, inner: Inner) -> None:
     """A `call_next` that got out of its function does nothing but say so."""
     kept: list[Next] = []

@@ -14,7 +14,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from starlette.applications import Starlette
 from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -514,6 +517,44 @@ async def test_another_request_that_has_read_the_body(wrap: Wrap) -> None:
     await ask(wrap(app, forward), method="POST", body=PARTS)
 
     assert app.body == WHOLE.upper()
+
+
+async def test_exception_handler_takes_nothing_of_the_body() -> None:
+    """What it reads for an early HTTPException is still there for the layers outside."""
+    seen: list[bytes] = []
+
+    async def refuses(request: Request, call_next: Next) -> Response:
+        raise HTTPException(400)
+
+    async def outside(conn: Connection) -> Flow:
+        yield
+        seen.append(await conn.body())
+
+    async def says(request: Request, exc: Exception) -> Response:
+        return Response(await request.body(), 400)
+
+    layers = [
+        Middleware(HTTPMiddleware, dispatch=outside),
+        Middleware(BaseHTTPMiddleware, dispatch=refuses),
+    ]
+    app = Starlette(exception_handlers={400: says}, middleware=layers)
+    server = await ask(app, method="POST", body=PARTS)
+
+    assert (server.status, server.body, seen) == (400, WHOLE, [WHOLE])
+
+
+async def test_what_was_looked_at_can_be_read_after_the_end(wrap: Wrap) -> None:
+    """A request that outlives its response has lost nothing that came before that."""
+    kept: list[Request] = []
+
+    async def looks(request: Request, call_next: Next) -> Response:
+        assert not await request.is_disconnected()
+        kept.append(request)
+        return await call_next(request)
+
+    await ask(wrap(Response(), looks), method="POST", body=[WHOLE])
+
+    assert await kept[0].body() == WHOLE
 
 
 async def test_method_of_another_request_is_not_the_servers(wrap: Wrap) -> None:

@@ -17,6 +17,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareError, NoResponseError
+from httpmw.compat import BaseHTTPMiddleware as DropIn
+from httpmw.stack import MiddlewareStack
 from httpmw.testing import ASGIViolation, run
 from tests.harness import Chunks, body, script, start
 
@@ -31,6 +33,22 @@ async def gate(conn: Connection) -> Flow:
         yield PlainTextResponse("members only", 403)
         return
     yield
+
+
+@pytest.mark.unchecked("the checker would keep the stack from taking over what its layers are")
+async def test_layer_of_a_stack_that_is_of_the_drop_in() -> None:
+    """The outermost layer of a stack runs alone, whatever its style."""
+
+    async def tag(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        response.headers["x-tag"] = "yes"
+        return response
+
+    stack = MiddlewareStack(PlainTextResponse(), [Middleware(DropIn, dispatch=tag), server_header])
+    result = await run(stack.app, PlainTextResponse("inner"))
+
+    assert (result.headers["x-tag"], result.body) == ("yes", b"inner")
+    assert "server" not in result.headers
 
 
 def suffix(text: str) -> Any:

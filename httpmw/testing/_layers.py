@@ -13,7 +13,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from httpmw import AppResponse, Connection, HTTPMiddleware
-from httpmw._exchange import outermost_function
+from httpmw._adapter import layer_of
+from httpmw._connection import Received
+from httpmw._exchange import layers_of
 
 Dispatch: TypeAlias = Callable[[Connection], AsyncGenerator[Any, AppResponse] | None]
 Factory: TypeAlias = Callable[..., ASGIApp]
@@ -149,11 +151,13 @@ def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
     Of a layer it is its own function, without those that it took over from its neighbours.
     """
     layer = _made(mw, app)
-    if layer is not None and not isinstance(layer, HTTPMiddleware):
+    if layer is None:
+        HTTPMiddleware(app, dispatch=cast(Dispatch, mw))  # refuses what is no middleware function
+        return cast(Dispatch, mw)
+    if not isinstance(layer, HTTPMiddleware):
         return None
-    function = _function(mw if layer is None else layer)
-    HTTPMiddleware(app, dispatch=function)  # refuses what is no middleware function
-    return function
+    make, function = layers_of(layer)[0][0]  # with its `when`
+    return function if make is Received else None
 
 
 def around(mw: AnyMiddleware | Sequence[AnyMiddleware] | None, app: ASGIApp) -> ASGIApp:
@@ -166,10 +170,12 @@ def around(mw: AnyMiddleware | Sequence[AnyMiddleware] | None, app: ASGIApp) -> 
         for each in reversed(mw):
             app = around(each, app)
         return app
+    if isinstance(mw, HTTPMiddleware):
+        return layer_of(layers_of(mw)[0][:1], app)
     layer = _made(mw, app)
-    if layer is None or isinstance(mw, HTTPMiddleware):
-        layer = HTTPMiddleware(app, dispatch=_function(mw if layer is None else layer))
-    return cast(ASGIApp, layer)
+    return cast(
+        ASGIApp, HTTPMiddleware(app, dispatch=cast(Dispatch, mw)) if layer is None else layer
+    )
 
 
 def _made(mw: Any, app: ASGIApp) -> Any:
@@ -178,9 +184,3 @@ def _made(mw: Any, app: ASGIApp) -> Any:
     if isinstance(mw, HTTPMiddleware):
         return mw
     return mw(app) if takes_an_app(mw) else None
-
-
-def _function(mw: Any) -> Dispatch:
-    if isinstance(mw, HTTPMiddleware):
-        mw = outermost_function(mw)  # with its `when`
-    return cast(Dispatch, mw)

@@ -17,7 +17,7 @@ from starlette.types import Message, Scope
 
 from httpmw import HTTPMiddleware
 from httpmw._errors import place
-from httpmw._exchange import outermost_function
+from httpmw._exchange import layers_of
 
 Side = Literal["app", "server"]
 
@@ -215,7 +215,7 @@ def is_int(value: object) -> bool:
 
 def _name(app: object) -> str:
     if isinstance(app, HTTPMiddleware):
-        return f"{place(outermost_function(app))}, or by what is inside of it"
+        return f"{place(layers_of(app)[0][0][1])}, or by what is inside of it"
     return place(app)
 
 
