@@ -7,7 +7,6 @@ headers and a body. The styles:
 * `bare`          no middleware, the control arm;
 * `raw bytes`     an ASGI class written by hand, which edits the list of pairs of bytes;
 * `asgi`          the same with Starlette's `MutableHeaders`, as its documentation has it;
-* `bare generator`  a generator driven with none of the rules of httpmw: the floor under it;
 * `one yield`     httpmw, `response = yield`;
 * `two yields`    httpmw, `response = yield` and `yield response`;
 * `subclass`      httpmw, a subclass that overrides `dispatch`;
@@ -17,9 +16,16 @@ headers and a body. The styles:
 * `drop-in`       `httpmw.compat.BaseHTTPMiddleware`;
 * `BaseHTTP`      Starlette's `BaseHTTPMiddleware`.
 
+The floors, none of which keeps a rule of httpmw:
+
+* `bare generator`  generators that are begun and resumed with the start: under `one yield`;
+* `bare predicate`  a request is made and a predicate asked: under `when false`;
+* `bare dispatch`   a dispatch coroutine that is begun and resumed: under `drop-in`.
+
 The jobs are written twice, `asgi: JOB` by hand and `httpmw: JOB`: one layer does the job and the
-layers around it set the header. They are an early answer that is given after a look at a header,
-a response replaced by another, a body read whole, a body set, a body transformed chunk by chunk.
+layers around it set the header; the floor under an early answer is `bare: early answer`. They are
+an early answer that is given after a look at a header, a response replaced by another, a body read
+whole, a body set, a body transformed chunk by chunk.
 
 "N times the cost of the hand-written layers" is `(httpmw - bare) / (asgi - bare)`:
 the time that the layers add to a request, divided by the time that the same number of
@@ -91,7 +97,12 @@ def application(arm: Arm) -> App:
 
 
 def job_styles(*jobs: str) -> tuple[str, ...]:
-    return tuple(f"{kind}: {job}" for job in jobs for kind in ("asgi", "httpmw"))
+    return tuple(
+        f"{kind}: {job}"
+        for job in jobs
+        for kind, style in JOBS[job]._asdict().items()
+        if style is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -143,8 +154,8 @@ SERIES = {
     "asyncio": Series(
         "Under asyncio",
         ASYNCIO,
-        (*LOOP_STYLES, FLOOR),
-        against=("asgi", FLOOR, "one yield", "drop-in"),
+        (*LOOP_STYLES, FLOOR, "bare dispatch"),
+        against=("asgi", FLOOR, "bare dispatch", "one yield", "drop-in"),
     ),
     "anyio": Series("Under anyio.run(), which has a task with scopes", ANYIO, LOOP_STYLES),
     "uvloop": Series("Under uvloop", UVLOOP, LOOP_STYLES),

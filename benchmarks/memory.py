@@ -32,7 +32,16 @@ from starlette.types import Message, Receive, Scope, Send
 from benchmarks.document import ROOT, Row, document, options, write
 from benchmarks.styles import layered, request_scope
 
-STYLES = ("bare", "asgi", "raw bytes", "one yield", "two yields", "drop-in", "BaseHTTP")
+STYLES = (
+    "bare",
+    "asgi",
+    "raw bytes",
+    "bare two yields",
+    "one yield",
+    "two yields",
+    "drop-in",
+    "BaseHTTP",
+)
 LAYERS = 5
 STREAMS = 10_000
 TRACED = 1_000

@@ -1,15 +1,17 @@
 """
 The arms of the benchmarks: one layer written in every style, and the applications inside.
 
-Every style of `STYLES` does the same work, it sets one header on the response; the two that step
-aside do none. Every job of `JOBS` is written twice, by hand and with httpmw.
+Every style of `STYLES` does the same work, it sets one header on the response; those of `ASIDE` do
+none. Every job of `JOBS` is written twice, by hand and with httpmw. The floors do the same without
+a rule of httpmw kept, and show what is left to be gained.
 A style is a function that puts one layer of it around an application.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+import types
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -76,41 +78,6 @@ class RawBytes:
         await self.app(scope, receive, send_with_header)
 
 
-class BareGenerator(HandWritten):
-    """
-    The least that drives a generator: it is begun, resumed with the start, and nothing else.
-
-    No rule of httpmw is kept: what a flow yields, raises or holds open goes unseen. What stands
-    between this and `one yield` is the price of the rules.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        flow = bare_generator(scope)
-        hook = sys.get_asyncgen_hooks().firstiter  # as httpmw does; to be registered costs more
-        sys.set_asyncgen_hooks(None)
-        step = flow.asend(None)
-        sys.set_asyncgen_hooks(hook)
-        await step
-
-        async def send_resumed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                try:  # noqa: SIM105 - `suppress` costs time in a request
-                    await flow.asend(MutableHeaders(scope=message))
-                except StopAsyncIteration:
-                    pass
-            await send(message)
-
-        await self.app(scope, receive, send_resumed)
-
-
-async def bare_generator(scope: Scope) -> AsyncGenerator[None, MutableHeaders]:
-    headers = yield
-    headers[NAME] = VALUE
-
-
 # ---------------------------------------------------------------------- one header, httpmw
 
 
@@ -151,10 +118,178 @@ async def call_next_style(request: Request, call_next: RequestResponseEndpoint) 
     return response
 
 
+# ---------------------------------------------------------------------- the floors
+
+# What each style of httpmw costs before any of its rules is kept: what a function yields, raises or
+# holds open goes unseen. What stands between a floor and httpmw is the price of the rules.
+
+
+class BareGenerator(HandWritten):
+    """
+    A generator is begun and resumed with the start.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        flow = bare_generator(scope)
+        await begun(flow)
+
+        async def send_resumed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                try:  # noqa: SIM105 - `suppress` costs time in a request
+                    await flow.asend(MutableHeaders(scope=message))
+                except StopAsyncIteration:
+                    pass
+            await send(message)
+
+        await self.app(scope, receive, send_resumed)
+
+
+class BareGenerators(HandWritten):
+    """
+    The same with the generators of several layers.
+    """
+
+    def __init__(self, app: ASGIApp, number: int) -> None:
+        super().__init__(app)
+        self.number = number
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        flows = [bare_generator(scope) for _ in range(self.number)]
+        for flow in flows:
+            await begun(flow)
+
+        async def send_resumed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for flow in reversed(flows):
+                    try:  # noqa: SIM105 - see above
+                        await flow.asend(headers)
+                    except StopAsyncIteration:
+                        pass
+            await send(message)
+
+        await self.app(scope, receive, send_resumed)
+
+
+async def bare_generator(scope: Scope) -> AsyncGenerator[None, MutableHeaders]:
+    headers = yield
+    headers[NAME] = VALUE
+
+
+def begun(flow: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+    """
+    Begin a generator without registering it with the loop, as httpmw does; that would cost more.
+    """
+    hook = sys.get_asyncgen_hooks().firstiter
+    sys.set_asyncgen_hooks(None)
+    step = flow.asend(None)
+    sys.set_asyncgen_hooks(hook)
+    return step
+
+
+def bare_generators(app: Any) -> App:
+    """
+    Put one more generator around an application; neighbours are driven together, as by httpmw.
+    """
+    if isinstance(app, BareGenerators):
+        return BareGenerators(app.app, app.number + 1)
+    return BareGenerators(app.app, 2) if isinstance(app, BareGenerator) else BareGenerator(app)
+
+
+class BareTwoYields(BareGenerators):
+    """
+    Generators that get a request and a response each, and wait with them until all has been sent.
+    """
+
+    def __init__(self, app: Any) -> None:
+        fused = isinstance(app, BareTwoYields)
+        super().__init__(app.app if fused else app, app.number + 1 if fused else 1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        flows: list[AsyncGenerator[Any, Any]] = []
+        for _ in range(self.number):
+            flow = two_yields(Request(scope, receive, send))  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+            await begun(flow)
+            flows.append(flow)
+
+        async def send_resumed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                for flow in reversed(flows):
+                    message = {**message, "headers": [*message["headers"]]}
+                    await flow.asend(BareResponse(message))
+            await send(message)
+
+        await self.app(scope, receive, send_resumed)
+        for flow in flows:
+            try:  # noqa: SIM105 - see above
+                await flow.__anext__()
+            except StopAsyncIteration:
+                pass
+
+
+class BareResponse:
+    def __init__(self, message: Message) -> None:
+        self.headers = MutableHeaders(scope=message)
+
+
+class BarePredicate(HandWritten):
+    """
+    A request is made, the predicate asked, and the layer is not there.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and never(Request(scope, receive, send)):  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+            return
+        await self.app(scope, receive, send)
+
+
+class BareDispatch(HandWritten):
+    """
+    The coroutine of a dispatch function is begun, left at `call_next`, and resumed with the start.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        @types.coroutine
+        def mark() -> Generator[Any, Any, Any]:
+            return (yield)
+
+        async def call_next(request: Request) -> Any:
+            return await mark()
+
+        coroutine = call_next_style(Request(scope, receive, send), call_next)
+        coroutine.send(None)
+
+        async def send_resumed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                try:  # noqa: SIM105 - see above
+                    coroutine.send(BareResponse(message))
+                except StopIteration:
+                    pass
+            await send(message)
+
+        await self.app(scope, receive, send_resumed)
+
+
 STYLES: dict[str, Style] = {
     "raw bytes": RawBytes,
     "asgi": HandWritten,
-    "bare generator": BareGenerator,
+    "bare generator": bare_generators,
+    "bare two yields": BareTwoYields,
+    "bare predicate": BarePredicate,
+    "bare dispatch": BareDispatch,
     "one yield": lambda app: HTTPMiddleware(app, dispatch=one_yield),
     "two yields": lambda app: HTTPMiddleware(app, dispatch=two_yields),
     "subclass": Subclass,
@@ -164,7 +299,7 @@ STYLES: dict[str, Style] = {
     "drop-in": lambda app: DropIn(app, dispatch=call_next_style),
     "BaseHTTP": lambda app: BaseHTTPMiddleware(app, dispatch=call_next_style),
 }
-ASIDE = ("when false", "returns None")
+ASIDE = ("when false", "returns None", "bare predicate")
 
 
 # ---------------------------------------------------------------------- other jobs, by hand
@@ -270,13 +405,31 @@ async def transforms(conn: Connection) -> Flow:
     response.body_iterator = upper(response.body_iterator)
 
 
+class BareAnswer(HandWritten):
+    """
+    The floor: a generator gets a request, and what it yields at first is sent.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        flow = answers(Request(scope, receive, send))  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+        answer = await begun(flow)
+        await (answer or self.app)(scope, receive, send)
+        try:  # noqa: SIM105 - see above
+            await flow.__anext__()
+        except StopAsyncIteration:
+            pass
+
+
 class Job(NamedTuple):
     asgi: Style
     httpmw: Style
+    bare: Style | None = None
 
 
 JOBS: dict[str, Job] = {
-    "early answer": Job(AnswerByHand, lambda app: HTTPMiddleware(app, dispatch=answers)),
+    "early answer": Job(
+        AnswerByHand, lambda app: HTTPMiddleware(app, dispatch=answers), BareAnswer
+    ),
     "response replaced": Job(ReplaceByHand, lambda app: HTTPMiddleware(app, dispatch=replaces)),
     "body read": Job(ReadByHand, lambda app: HTTPMiddleware(app, dispatch=reads)),
     "body set": Job(SetByHand, lambda app: HTTPMiddleware(app, dispatch=sets_body)),
@@ -382,8 +535,11 @@ def at_work(app: App, job: str, kind: str, layers: int) -> App:
     Args:
         app: The application.
         job: A name in `JOBS`.
-        kind: `asgi` or `httpmw`; the header layers are of the same kind.
+        kind: `asgi`, `httpmw` or `bare`; the header layers are of the same kind.
         layers: How many layers, the one at work counted.
     """
     inner = getattr(JOBS[job], kind)(app)
-    return layered(inner, "asgi" if kind == "asgi" else "one yield", layers - 1)
+    return layered(inner, HEADER_STYLES[kind], layers - 1)
+
+
+HEADER_STYLES = {"asgi": "asgi", "httpmw": "one yield", "bare": "bare generator"}
