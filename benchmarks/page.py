@@ -484,7 +484,7 @@ def targets(results: Results) -> str:
 
 def floor(results: Results) -> str:
     """
-    Show what httpmw could come to at best, where there is a floor under it.
+    Show beside httpmw what the same costs without its rules, where that was measured.
     """
     rows = []
     for target in TARGETS:
@@ -498,16 +498,14 @@ def floor(results: Results) -> str:
             [
                 target.says,
                 target.bound,
-                f"{least:.2f}",
                 f"{measured:.2f}",
                 "ok" if target.holds(measured) else "missed",
-                "within reach" if target.holds(least) else "out of reach",
+                f"{least:.2f}",
+                "ok" if target.holds(least) else "missed",
                 f"`benchmarks/{target.benchmark}.py`",
             ]
         )
-    return markdown(
-        ["figure", "target", "without a rule", "httpmw", "", "with generators", "measured by"], rows
-    )
+    return markdown(["figure", "target", "httpmw", "", "without a rule", "", "measured by"], rows)
 
 
 def dearest(results: Results) -> str:
