@@ -11,6 +11,8 @@ and are all left open after their first event. For each style, in a process of i
 * the largest resident set of the process with all streams open, in MiB, without `tracemalloc`;
 * the CPU time to open and to close one stream.
 
+`bare two yields` is the floor under two yields: it keeps no rule of httpmw.
+
 "N times" is the bytes of one stream and layer divided by those of a layer written by hand.
 """
 

@@ -32,8 +32,6 @@ NAMED = {
     "asgi": "hand-written ASGI",
     FLOOR: "bare generators",
     "bare two yields": "a bare generator, two yields",
-    "bare predicate": "a bare predicate",
-    "bare dispatch": "a bare dispatch function",
     "one yield": "httpmw, one yield",
     "two yields": "httpmw, two yields",
     "subclass": "httpmw, subclass",

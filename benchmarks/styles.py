@@ -130,6 +130,8 @@ class BareGenerator(HandWritten):
     A generator is begun and resumed with the start.
     """
 
+    number = 1
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -153,7 +155,7 @@ class BareGenerators(HandWritten):
     The same with the generators of several layers.
     """
 
-    def __init__(self, app: ASGIApp, number: int) -> None:
+    def __init__(self, app: ASGIApp, number: int = 1) -> None:
         super().__init__(app)
         self.number = number
 
@@ -194,23 +196,23 @@ def begun(flow: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
     return step
 
 
-def bare_generators(app: Any) -> App:
+def driven_together(one: Callable[[App], App], several: type[BareGenerators]) -> Style:
     """
-    Put one more generator around an application; neighbours are driven together, as by httpmw.
+    Make a style of which neighbours are driven together, as by httpmw.
     """
-    if isinstance(app, BareGenerators):
-        return BareGenerators(app.app, app.number + 1)
-    return BareGenerators(app.app, 2) if isinstance(app, BareGenerator) else BareGenerator(app)
+
+    def style(app: Any) -> App:
+        if isinstance(app, BareGenerator | BareGenerators):
+            return several(app.app, app.number + 1)
+        return one(app)
+
+    return style
 
 
 class BareTwoYields(BareGenerators):
     """
     Generators that get a request and a response each, and wait with them until all has been sent.
     """
-
-    def __init__(self, app: Any) -> None:
-        fused = isinstance(app, BareTwoYields)
-        super().__init__(app.app if fused else app, app.number + 1 if fused else 1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -287,8 +289,8 @@ class BareDispatch(HandWritten):
 STYLES: dict[str, Style] = {
     "raw bytes": RawBytes,
     "asgi": HandWritten,
-    "bare generator": bare_generators,
-    "bare two yields": BareTwoYields,
+    "bare generator": driven_together(BareGenerator, BareGenerators),
+    "bare two yields": driven_together(BareTwoYields, BareTwoYields),
     "bare predicate": BarePredicate,
     "bare dispatch": BareDispatch,
     "one yield": lambda app: HTTPMiddleware(app, dispatch=one_yield),
@@ -540,7 +542,7 @@ def at_work(app: App, job: str, kind: str, layers: int) -> App:
         layers: How many layers, the one at work counted.
     """
     inner = getattr(JOBS[job], kind)(app)
-    return layered(inner, HEADER_STYLES[kind], layers - 1)
+    return layered(inner, AROUND_JOBS[kind], layers - 1)
 
 
-HEADER_STYLES = {"asgi": "asgi", "httpmw": "one yield", "bare": "bare generator"}
+AROUND_JOBS = {"asgi": "asgi", "httpmw": "one yield", "bare": "bare generator"}
