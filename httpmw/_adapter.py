@@ -69,9 +69,8 @@ class HTTPMiddleware(Adapter):
         _check(dispatch)
         if when is not None:
             _check_predicate(when)
-            dispatch = _conditional(dispatch, when)
         self.app = app
-        self.take(((Received, dispatch),), app)
+        self.take(((Received, dispatch, when),), app)
 
     def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
         """
@@ -98,13 +97,6 @@ def layer_of(functions: Functions, app: ASGIApp) -> HTTPMiddleware:
 
 async def _unchanged() -> Flow:
     yield
-
-
-def _conditional(dispatch: Dispatch, when: Predicate) -> Dispatch:
-    def conditional(conn: Connection) -> AsyncGenerator[Any, AppResponse] | None:
-        return dispatch(conn) if when(conn) else None
-
-    return conditional
 
 
 def _check(dispatch: Any) -> None:

@@ -65,11 +65,13 @@ if TYPE_CHECKING:
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
 _get_hooks: Final = sys.get_asyncgen_hooks
+# Both take their arguments as a tuple; to hand one over costs half of what it costs to make one.
 _set_hooks: Final = sys.set_asyncgen_hooks
+_NO_HOOK: Final = (None,)
 _LOOK_AHEAD: Final = 16  # messages
 Function: TypeAlias = Callable[[Any], Any]
-# The outermost first, each with what makes the request that it gets.
-Functions: TypeAlias = tuple[tuple[Callable[[], Any], Function], ...]
+# The outermost first, each with what makes the request that it gets, and with its predicate.
+Functions: TypeAlias = tuple[tuple[Callable[[], Any], Function, Callable[[Any], bool] | None], ...]
 # And the app that they are around.
 Layers: TypeAlias = tuple[Functions, ASGIApp]
 
@@ -158,26 +160,28 @@ class Adapter:
             if states:  # `open_scopes()`, without the call
                 key = ref(task)
                 scopes = getattr(states.get(key), "cancel_scope", None)
-            # asyncio registers every async generator, to close it with the loop; the adapter
-            # closes them itself, and the registering costs half as much as all else in a flow's
-            # life. The hook is looked at when `asend` is called, not when it is awaited, so that
-            # no code of the user's runs without it.
-            hook = _get_hooks().firstiter
-            incoming = None
+            incoming = hook = None
             rest = iter(functions)
-            for make, function in rest:
+            for make, function, when in rest:
                 conn = make()  # the rest as in `Connection._of`, without the call
-                conn.scope = exchange.scope  # further in it may be another one
+                conn.scope = scope
                 conn._exchange = exchange
                 if incoming is not None:
                     conn._incoming = incoming
                 flow: Any = None
                 try:
-                    flow = function(conn)
+                    if when is None or when(conn):
+                        flow = function(conn)
                     if type(flow) is AsyncGeneratorType:
-                        _set_hooks(None)
+                        # asyncio registers every async generator, to close it with the loop; the
+                        # adapter closes them itself, and the registering costs half as much as all
+                        # else in a flow's life. The hook is looked at when `asend` is called, not
+                        # when it is awaited, so that no code of the user's runs without it.
+                        if hook is None:
+                            hook = (_get_hooks().firstiter,)
+                        _set_hooks(*_NO_HOOK)
                         step = flow.asend(None)
-                        _set_hooks(hook)
+                        _set_hooks(*hook)
                         value = await step
                     elif flow is None:  # it is not there, whatever it did before
                         if not exchange.plain:
@@ -189,6 +193,7 @@ class Adapter:
                         if conn._step is not None:
                             step, conn._step = conn._step, None
                             value = await step
+                        scope = exchange.scope  # it may have given another one to `call_next`
                     elif hasattr(flow, "asend"):
                         value = await flow.asend(None)
                     else:

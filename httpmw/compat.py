@@ -128,7 +128,7 @@ class _Adapter(Adapter):
         layers = [layer]
         while is_neighbour(layers[-1].app):
             layers.append(layers[-1].app)
-        self.take(tuple((make_flow, beginning_of(each)) for each in layers), layers[-1].app)
+        self.take(tuple((make_flow, beginning_of(each), None) for each in layers), layers[-1].app)
         self.patch = _patch
         self.app = layer.app
         # The layers further in, each with what it is around.

@@ -156,8 +156,10 @@ def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
         return cast(Dispatch, mw)
     if not isinstance(layer, HTTPMiddleware):
         return None
-    make, function = layers_of(layer)[0][0]  # with its `when`
-    return function if make is Received else None
+    make, function, when = layers_of(layer)[0][0]
+    if make is not Received or when is None:
+        return function if make is Received else None
+    return lambda conn: function(conn) if when(conn) else None
 
 
 def around(mw: AnyMiddleware | Sequence[AnyMiddleware] | None, app: ASGIApp) -> ASGIApp:
