@@ -185,6 +185,66 @@ async def test_token_is_reset_when_the_app_fails(layers: Layers) -> None:
     assert VAR.get() == "unset"
 
 
+@contextlib.contextmanager
+def begun_generators() -> Iterator[list[str]]:
+    """Note the async generators that the event loop is told of."""
+    names: list[str] = []
+    hooks = sys.get_asyncgen_hooks()
+
+    def note(generator: Any) -> None:
+        names.append(generator.__name__)
+        if hooks.firstiter is not None:
+            hooks.firstiter(generator)
+
+    sys.set_asyncgen_hooks(firstiter=note)
+    try:
+        yield names
+        assert sys.get_asyncgen_hooks().firstiter is note
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+async def test_loop_is_told_of_generators_but_not_of_flows(layers: Layers) -> None:
+    """It ends those that users leave behind; the flows are ended without it."""
+
+    async def mine() -> AsyncIterator[int]:
+        yield 1
+
+    async def begin() -> None:
+        generator = mine()
+        await generator.__anext__()
+        await generator.aclose()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await begin()
+        await plain_inner()(scope, receive, send)
+
+    async def mw(conn: Connection) -> Flow:
+        await begin()
+        response = yield
+        await begin()
+        yield response
+        await begin()
+
+    with begun_generators() as names:
+        assert (await request(layers(app, mw))).complete
+    assert names == ["mine"] * len(names)
+    assert len(names) >= 4
+
+
+async def test_hook_of_the_loop_is_put_back_where_a_function_fails(layers: Layers) -> None:
+    """The loop is told of generators as before, whatever the first step comes to."""
+
+    async def mw(conn: Connection) -> Flow:
+        raise LookupError
+        yield
+
+    with begun_generators() as names:
+        server = await request(layers(plain_inner(), mw), keep_error=True)
+    assert isinstance(server.error, LookupError)
+    assert names == []
+
+
 async def test_value_set_after_the_yield(inner: Inner, spec: str | None, fused: bool) -> None:
     """What an inner function sets after its yield is seen further out."""
     seen: list[str] = []

@@ -607,4 +607,18 @@ MUTATIONS = [
 """,
         tests="tests/test_response.py::test_bytes_of_an_answer_to_head_are_not_sent",
     ),
+    Mutation(
+        "the loop is told of flows",
+        EXCHANGE,
+        "_set_hooks(*_NO_HOOK)",
+        "_set_hooks(*hook)",
+        tests="tests/test_tasks_and_contexts.py::test_loop_is_told_of_generators_but_not_of_flows",
+    ),
+    Mutation(
+        "the loop is not told of the generators of users",
+        EXCHANGE,
+        "_set_hooks(*hook)",
+        "pass",
+        tests="tests/test_tasks_and_contexts.py::test_loop_is_told_of_generators_but_not_of_flows",
+    ),
 ]
