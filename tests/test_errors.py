@@ -411,6 +411,19 @@ async def test_second_bare_yield(layers: Layers) -> None:
     assert server.sent == []
 
 
+async def test_function_under_a_predicate_returns_something_else() -> None:
+    """The error names the function, not what is between it and its predicate."""
+
+    def five(conn: Connection) -> Any:
+        return 5
+
+    inner = plain_inner()
+    error, _ = await misuse(HTTPMiddleware(inner, dispatch=five, when=lambda conn: True))
+
+    explained(error, five, "returned 5", "async generator")
+    assert inner.runs == 0
+
+
 async def test_second_bare_yield_after_a_failure(layers: Layers) -> None:
     """A retry after the app failed is an error that keeps the failure as its context."""
     failure = ValueError("failure")

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareError, NoResponseError
 from httpmw._context import current_task
 from httpmw.testing import ASGIViolation, step
+from tests.harness import explained
 
 NOTES: list[Any] = []
 
@@ -537,6 +538,19 @@ async def test_stepping_aside() -> None:
         await flow.respond(204)
         await flow.finish()
         assert flow.status == 204
+
+
+async def test_error_of_a_function_under_a_predicate() -> None:
+    """An error names the function, not what is between it and its predicate."""
+
+    def five(conn: Connection) -> Any:
+        return 5
+
+    layer = Middleware(HTTPMiddleware, dispatch=five, when=lambda conn: True)
+    with pytest.raises(MiddlewareError, match="five") as raised:
+        async with step(layer):
+            pass
+    explained(raised.value, five, "returned 5", "async generator")
 
 
 async def test_without_async_with() -> None:

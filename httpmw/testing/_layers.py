@@ -157,9 +157,15 @@ def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
     if not isinstance(layer, HTTPMiddleware):
         return None
     make, function, when = layers_of(layer)[0][0]
-    if make is not Received or when is None:
-        return function if make is Received else None
-    return lambda conn: function(conn) if when(conn) else None
+    if make is not Received:
+        return None
+    if when is None:
+        return function
+
+    def conditional(conn: Connection) -> Any:
+        return function(conn) if when(conn) else None
+
+    return functools.update_wrapper(conditional, _named(function))
 
 
 def around(mw: AnyMiddleware | Sequence[AnyMiddleware] | None, app: ASGIApp) -> ASGIApp:
