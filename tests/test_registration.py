@@ -515,6 +515,26 @@ async def test_failure_of_a_predicate_is_raised(fused: bool) -> None:
     assert seen == ["predicate"]
 
 
+@pytest.mark.parametrize("where", ["predicate", "function"])
+async def test_stop_of_an_iterator_before_there_is_a_generator(where: str, fused: bool) -> None:
+    """StopAsyncIteration is raised like any other exception where no generator can have ended."""
+    stop = StopAsyncIteration()
+
+    def fail(conn: Connection) -> Any:
+        raise stop
+
+    if where == "predicate":
+        app: ASGIApp = HTTPMiddleware(plain_app, dispatch=mark, when=fail)
+    else:
+        app = HTTPMiddleware(plain_app, dispatch=fail)
+    if not fused:
+        app = stack(app, fused=False)
+    server = await request(HTTPMiddleware(app, dispatch=mark), keep_error=True)
+
+    assert server.error is stop
+    assert server.sent == []
+
+
 # -- only HTTP -------------------------------------------------------------------------------
 
 

@@ -232,19 +232,6 @@ async def test_loop_is_told_of_generators_but_not_of_flows(layers: Layers) -> No
     assert len(names) >= 4
 
 
-async def test_hook_of_the_loop_is_put_back_where_a_function_fails(layers: Layers) -> None:
-    """The loop is told of generators as before, whatever the first step comes to."""
-
-    async def mw(conn: Connection) -> Flow:
-        raise LookupError
-        yield
-
-    with begun_generators() as names:
-        server = await request(layers(plain_inner(), mw), keep_error=True)
-    assert isinstance(server.error, LookupError)
-    assert names == []
-
-
 async def test_value_set_after_the_yield(inner: Inner, spec: str | None, fused: bool) -> None:
     """What an inner function sets after its yield is seen further out."""
     seen: list[str] = []

@@ -162,6 +162,7 @@ def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
     if when is None:
         return function
 
+    # As the engine asks it; in one function, so that it can be watched.
     def conditional(conn: Connection) -> Any:
         return function(conn) if when(conn) else None
 
