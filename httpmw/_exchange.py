@@ -172,6 +172,11 @@ class Adapter:
                 try:
                     if when is None or when(conn):
                         flow = function(conn)
+                    if flow is None:  # it is not there, whatever it did before
+                        if not exchange.plain:
+                            exchange.around = None
+                            incoming = exchange.incoming = incoming or exchange._outermost
+                        continue
                     if type(flow) is AsyncGeneratorType:
                         # asyncio registers every async generator, to close it with the loop; the
                         # adapter closes them itself, and the registering costs half as much as all
@@ -183,11 +188,6 @@ class Adapter:
                         step = flow.asend(None)
                         _set_hooks(*hook)
                         value = await step
-                    elif flow is None:  # it is not there, whatever it did before
-                        if not exchange.plain:
-                            exchange.around = None
-                            incoming = exchange.incoming = incoming or exchange._outermost
-                        continue
                     elif flow is conn and make is not Received:
                         value = None  # a dispatch function, which has been begun already
                         if conn._step is not None:
