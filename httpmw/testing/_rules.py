@@ -215,7 +215,8 @@ def is_int(value: object) -> bool:
 
 def _name(app: object) -> str:
     if isinstance(app, HTTPMiddleware):
-        return f"{place(layers_of(app)[0][0][1])}, or by what is inside of it"
+        _, function, _ = layers_of(app)[0][0]
+        return f"{place(function)}, or by what is inside of it"
     return place(app)
 
 
