@@ -18,8 +18,8 @@ headers and a body. The styles:
 
 The floors, none of which keeps a rule of httpmw:
 
-* `bare generator`  generators that are begun and resumed with the start: under `one yield`;
-* `bare predicate`  a request is made and a predicate asked: under `when false`;
+* `bare generator`  generators that are begun and resumed with the headers: under `one yield`;
+* `bare predicate`  a predicate is asked about an object with the scope: under `when false`;
 * `bare dispatch`   a dispatch coroutine that is begun and resumed: under `drop-in`.
 
 The jobs are written twice, `asgi: JOB` by hand and `httpmw: JOB`: one layer does the job and the

@@ -506,6 +506,30 @@ def floor(results: Results) -> str:
     return markdown(["figure", "target", "httpmw", "", "without a rule", "", "measured by"], rows)
 
 
+def rules(results: Results) -> str:
+    """
+    Show what layers add to a request as on a server, and what single rules cost of that.
+    """
+    found = [row for row in results["rules"]["rows"] if "us" in row]
+    saved = [row for row in results["rules"]["rows"] if "us" not in row]
+    return part(
+        results,
+        "rules",
+        markdown(
+            ["µs added by 5 layers", "median", "quartiles"],
+            [[NAMED[row["what"]], *spread(row["us"])] for row in found],
+        ),
+        markdown(
+            ["µs saved in httpmw without the rule that", "median", "quartiles"],
+            [[row["what"], *spread(row["saved us"])] for row in saved],
+        ),
+    )
+
+
+def spread(figure: Mapping[str, float]) -> list[str]:
+    return [f"{figure['median']:.1f}", f"{figure['low']:.1f} to {figure['high']:.1f}"]
+
+
 def dearest(results: Results) -> str:
     """
     Name the figures of the grid in which httpmw stands worst against code written by hand.
@@ -542,6 +566,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "budget": ("budget", budget),
     "targets": ("grid", targets),
     "floor": ("grid", floor),
+    "rules": ("rules", rules),
     "dearest": ("grid", dearest),
 }
 PLOTS: dict[str, tuple[str, Part]] = {

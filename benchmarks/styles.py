@@ -3,7 +3,7 @@ The arms of the benchmarks: one layer written in every style, and the applicatio
 
 Every style of `STYLES` does the same work, it sets one header on the response; those of `ASIDE` do
 none. Every job of `JOBS` is written twice, by hand and with httpmw. The floors do the same without
-a rule of httpmw kept, and show what is left to be gained.
+a rule of httpmw kept, and show what the rules cost.
 A style is a function that puts one layer of it around an application.
 """
 
@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Sequence,
+)
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +29,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw._response import Headers as FastHeaders
 from httpmw.compat import BaseHTTPMiddleware as DropIn
 
 NAME, VALUE = "x-layer", "1"
@@ -120,177 +129,172 @@ async def call_next_style(request: Request, call_next: RequestResponseEndpoint) 
 
 # ---------------------------------------------------------------------- the floors
 
-# What each style of httpmw costs before any of its rules is kept: what a function yields, raises or
-# holds open goes unseen. No strict bounds: a header is set through `MutableHeaders` here, which
-# httpmw does with less, so that a stack of its layers can stand below the bare generators.
+# What nothing that runs such functions can do without, and no rule of httpmw: the generators of all
+# layers are made at once, whatever becomes of the first; what they yield, raise or hold open goes
+# unseen; what they get is one object for all of them, with what their code asks for and no more;
+# and messages are edited where they are. What is done is done by the cheapest means that are known
+# here, the header is set by httpmw's own code.
 
 
-class BareGenerator(HandWritten):
+class Bare(HandWritten):
     """
-    A generator is begun and resumed with the start.
+    Neighbouring layers, which become one.
     """
 
-    number = 1
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app.app if isinstance(app, type(self)) else app)
+        self.number: int = app.number + 1 if isinstance(app, type(self)) else 1
+
+
+class Held:
+    """
+    A request or a response: what its function asks for.
+    """
+
+    __slots__ = ("headers", "scope")
+
+    headers: Any
+    scope: Scope
+
+
+class BareGenerator(Bare):
+    """
+    Generators are begun, and resumed with the headers of the start.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        flow = bare_generator(scope)
-        await begun(flow)
+        flows = [bare_generator() for _ in range(self.number)]
+        for step in begun(flows):
+            await step
 
-        async def send_resumed(message: Message) -> None:
+        def send_resumed(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                try:  # noqa: SIM105 - `suppress` costs time in a request
-                    await flow.asend(MutableHeaders(scope=message))
-                except StopAsyncIteration:
-                    pass
-            await send(message)
-
-        await self.app(scope, receive, send_resumed)
-
-
-class BareGenerators(HandWritten):
-    """
-    The same with the generators of several layers.
-    """
-
-    def __init__(self, app: ASGIApp, number: int = 1) -> None:
-        super().__init__(app)
-        self.number = number
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        flows = [bare_generator(scope) for _ in range(self.number)]
-        for flow in flows:
-            await begun(flow)
-
-        async def send_resumed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for flow in reversed(flows):
-                    try:  # noqa: SIM105 - see above
-                        await flow.asend(headers)
+                headers = headers_of(message)
+                while flows:
+                    try:  # noqa: SIM105 - `suppress` costs time in a request
+                        flows.pop().asend(headers).send(None)
                     except StopAsyncIteration:
                         pass
-            await send(message)
+            return send(message)
 
         await self.app(scope, receive, send_resumed)
 
 
-async def bare_generator(scope: Scope) -> AsyncGenerator[None, MutableHeaders]:
+async def bare_generator() -> AsyncGenerator[None, MutableHeaders]:
     headers = yield
     headers[NAME] = VALUE
 
 
-def begun(flow: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+def begun(flows: Sequence[AsyncGenerator[Any, Any]]) -> list[Awaitable[Any]]:
     """
-    Begin a generator without registering it with the loop, as httpmw does; that would cost more.
+    Begin generators without registering them with the loop, which would cost more.
     """
-    hook = sys.get_asyncgen_hooks().firstiter
-    sys.set_asyncgen_hooks(None)
-    step = flow.asend(None)
-    sys.set_asyncgen_hooks(hook)
-    return step
+    hook = (sys.get_asyncgen_hooks().firstiter,)
+    sys.set_asyncgen_hooks(*NO_HOOK)
+    steps = [flow.asend(None) for flow in flows]
+    sys.set_asyncgen_hooks(*hook)
+    return steps
 
 
-def driven_together(one: Callable[[App], App], several: type[BareGenerators]) -> Style:
+NO_HOOK = (None,)
+
+
+def headers_of(message: Message) -> MutableHeaders:
     """
-    Make a style of which neighbours are driven together, as by httpmw.
+    Give the headers of a start, as httpmw has them: to be edited in place.
     """
-
-    def style(app: Any) -> App:
-        if isinstance(app, BareGenerator | BareGenerators):
-            return several(app.app, app.number + 1)
-        return one(app)
-
-    return style
+    headers: MutableHeaders = FastHeaders()
+    headers._list = message["headers"]  # noqa: SLF001 - as httpmw does
+    return headers
 
 
-class BareTwoYields(BareGenerators):
+class BareTwoYields(Bare):
     """
-    Generators that get a request and a response each, and wait with them until all has been sent.
+    Generators that get a response, and wait with it until all has been sent.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        flows: list[AsyncGenerator[Any, Any]] = []
-        for _ in range(self.number):
-            flow = two_yields(Request(scope, receive, send))  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
-            await begun(flow)
-            flows.append(flow)
+        flows = [two_yields(NOTHING) for _ in range(self.number)]
+        for step in begun(flows):
+            await step
 
-        async def send_resumed(message: Message) -> None:
+        def send_resumed(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
+                response = Held()
+                response.headers = headers_of(message)
                 for flow in reversed(flows):
-                    message = {**message, "headers": [*message["headers"]]}
-                    await flow.asend(BareResponse(message))
-            await send(message)
+                    try:  # noqa: SIM105 - see above
+                        flow.asend(response).send(None)
+                    except StopIteration:
+                        pass
+            return send(message)
 
         await self.app(scope, receive, send_resumed)
         for flow in flows:
             try:  # noqa: SIM105 - see above
-                await flow.__anext__()
+                flow.asend(None).send(None)
             except StopAsyncIteration:
                 pass
 
 
-class BareResponse:
-    def __init__(self, message: Message) -> None:
-        self.headers = MutableHeaders(scope=message)
+NOTHING: Any = Held()
 
 
 class BarePredicate(HandWritten):
     """
-    A request is made, the predicate asked, and the layer is not there.
+    A predicate is asked about an object that holds the scope, and the layer is not there.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and never(Request(scope, receive, send)):  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
-            return
+        if scope["type"] == "http":
+            conn: Any = Held()
+            conn.scope = scope
+            if never(conn):
+                return
         await self.app(scope, receive, send)
 
 
 class BareDispatch(HandWritten):
     """
-    The coroutine of a dispatch function is begun, left at `call_next`, and resumed with the start.
+    The coroutine of a dispatch function is begun, left at `call_next`, and resumed with a response.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-
-        @types.coroutine
-        def mark() -> Generator[Any, Any, Any]:
-            return (yield)
-
-        async def call_next(request: Request) -> Any:
-            return await mark()
-
-        coroutine = call_next_style(Request(scope, receive, send), call_next)
+        coroutine = call_next_style(NOTHING, mark)
         coroutine.send(None)
 
-        async def send_resumed(message: Message) -> None:
+        def send_resumed(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
+                response: Any = Held()
+                response.headers = headers_of(message)
                 try:  # noqa: SIM105 - see above
-                    coroutine.send(BareResponse(message))
+                    coroutine.send(response)
                 except StopIteration:
                     pass
-            await send(message)
+            return send(message)
 
         await self.app(scope, receive, send_resumed)
+
+
+@types.coroutine
+def mark(request: Request) -> Generator[Any, Any, Response]:
+    return (yield)
 
 
 STYLES: dict[str, Style] = {
     "raw bytes": RawBytes,
     "asgi": HandWritten,
-    "bare generator": driven_together(BareGenerator, BareGenerators),
-    "bare two yields": driven_together(BareTwoYields, BareTwoYields),
+    "bare generator": BareGenerator,
+    "bare two yields": BareTwoYields,
     "bare predicate": BarePredicate,
     "bare dispatch": BareDispatch,
     "one yield": lambda app: HTTPMiddleware(app, dispatch=one_yield),
@@ -410,15 +414,24 @@ async def transforms(conn: Connection) -> Flow:
 
 class BareAnswer(HandWritten):
     """
-    The floor: a generator gets a request, and what it yields at first is sent.
+    The floor: a generator gets the request's headers, and what it yields at first is sent.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        flow = answers(Request(scope, receive, send))  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
-        answer = await begun(flow)
-        await (answer or self.app)(scope, receive, send)
+        conn: Any = Held()
+        conn.headers = Headers(scope=scope)
+        flow: AsyncGenerator[Any, Any] = answers(conn)
+        [step] = begun([flow])
+        response = await step
+        if response is None:
+            await self.app(scope, receive, send)
+        else:
+            start: Message = {"type": "http.response.start", "status": response.status_code}
+            start["headers"] = response.raw_headers
+            await send(start)
+            await send({"type": "http.response.body", "body": response.body})
         try:  # noqa: SIM105 - see above
-            await flow.__anext__()
+            await flow.asend(None)
         except StopAsyncIteration:
             pass
 

@@ -5,6 +5,7 @@ The benchmarks run, and their arms do the work that they claim to do; no time is
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from functools import partial
@@ -15,7 +16,18 @@ import pytest
 import trio
 from starlette.testclient import TestClient
 
-from benchmarks import bodies, budget, grid, import_time, memory, report, served, servers, targets
+from benchmarks import (
+    bodies,
+    budget,
+    grid,
+    import_time,
+    memory,
+    report,
+    rules,
+    served,
+    servers,
+    targets,
+)
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.document import document, find, read, write
 from benchmarks.measure import (
@@ -254,7 +266,7 @@ def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         run_benchmarks(["nonsense"])
 
-    assert "nonsense: choose from grid, stack, budget, memory" in capsys.readouterr().err
+    assert "nonsense: choose from grid, rules, stack, budget" in capsys.readouterr().err
 
 
 def test_a_run_leaves_its_figures(monkeypatch, tmp_path, capfd):
@@ -393,6 +405,33 @@ def test_an_import_is_what_comes_on_top():
 
     assert modules["json"] == 0
     assert modules["httpmw"] > 5
+
+
+def test_every_rule_can_be_taken_out(tmp_path):
+    """
+    Its lines are found in the engine, once each, and what is left has its syntax.
+    """
+    trees = rules.copies(tmp_path)
+
+    assert {rules.AS_IT_IS, rules.NONE_OF_THEM, *(rule.says for rule in rules.RULES)} == set(trees)
+    for tree in trees.values():
+        for file in (rules.EXCHANGE, rules.TRAVEL):
+            compile((tree / "httpmw" / file).read_text(), file, "exec")
+
+
+def test_a_rule_costs_what_is_saved_without_it(capsys):
+    """
+    The layers of each style are measured, and a copy is held against httpmw of the same round.
+    """
+    assert 0 == rules.main(["--samples", "2"])
+    one = json.loads(capsys.readouterr().out)
+    less = {**one, "one yield": one["one yield"] - 2}
+
+    *styles, row = rules.rows({rules.AS_IT_IS: [one, one], "a rule": [less, less]})
+
+    assert set(rules.STYLES) == {each["what"] for each in styles}
+    assert {"what": "a rule", "saved us": {"median": 2.0, "low": 2.0, "high": 2.0}} == row
+    assert "a rule" in rules.table([*styles, row])
 
 
 # ---------------------------------------------------------------------- the page

@@ -1,0 +1,264 @@
+"""
+What single rules of httpmw cost in every request: `python -m benchmarks.rules`.
+
+For each rule of `RULES` a copy of httpmw is made in which the lines that keep it are taken out, and
+one that has none of them. Five layers with one yield are measured in each copy and in httpmw as it
+is, in processes of their own that are started anew in each round, in an order that is shuffled.
+The floor beside them is five bare generators, which keep no rule at all: `benchmarks.styles`.
+
+A request is one as on a server, a task of uvloop that ends in a JSON route of Starlette. Between
+two requests a document is written and read, and a byte is sent through a pipe: on a server, too,
+other work has pushed the layers out of the processor's caches by the time the next request comes.
+
+µs are what the layers add to such a request. "Saved" is what they add less without the rule, in
+samples of the same round: the median over the rounds, with the quartiles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import uvloop
+from starlette.types import Message
+
+from benchmarks.document import ROOT, Row, document, options, write
+from benchmarks.measure import Figure, clock, interleaved
+from benchmarks.served import make
+from benchmarks.styles import App, request_scope
+
+LAYERS = 5
+STYLES = ("asgi", "one yield", "bare generator")
+REQUESTS = 100  # of a sample
+AS_IT_IS, NONE_OF_THEM = "as it is", "none of these"
+
+
+class Edit(NamedTuple):
+    """
+    What is taken out of a file of httpmw, and what is left in its place.
+    """
+
+    file: str
+    old: str
+    new: str
+
+
+class Rule(NamedTuple):
+    says: str
+    edits: Sequence[Edit]
+
+
+EXCHANGE, TRAVEL = "_exchange.py", "_travel.py"
+RULES = [
+    Rule(
+        "the messages of the inner app stay as they are",
+        [
+            Edit(TRAVEL, "headers._list = [*given]", "headers._list = given"),
+            Edit(TRAVEL, "start = {**message}  #", "start = message  #"),
+        ],
+    ),
+    Rule(
+        "each layer knows the headers that it received",
+        [
+            Edit(
+                TRAVEL,
+                "                        response._received = response.headers._list.copy()\n",
+                "                        pass\n",
+            )
+        ],
+    ),
+    Rule(
+        "a function goes on in the task and the context in which it began",
+        [
+            Edit(EXCHANGE, "exchange.loop = loop = running_loop()", "exchange.loop = loop = None"),
+            Edit(
+                EXCHANGE,
+                "            exchange.loop = None\n"
+                "            task = trio_task()\n"
+                "            states = _context.trio_states if task is not None else None\n",
+                "            pass\n",
+            ),
+            Edit(
+                TRAVEL, "if (trio_task() if loop is None else task_of(loop)) is task:", "if True:"
+            ),
+        ],
+    ),
+    Rule(
+        "the event loop hears of the async generators that functions begin",
+        [
+            Edit(EXCHANGE, "incoming = hook = None", "incoming = None"),
+            Edit(
+                EXCHANGE,
+                "            rest = iter(functions)\n",
+                "            hook = (_get_hooks().firstiter,)\n"
+                "            _set_hooks(*_NO_HOOK)\n"
+                "            rest = iter(functions)\n",
+            ),
+            Edit(
+                EXCHANGE,
+                "                        _set_hooks(*_NO_HOOK)\n"
+                "                        step = flow.asend(None)\n"
+                "                        _set_hooks(*hook)\n",
+                "                        step = flow.asend(None)\n",
+            ),
+            Edit(
+                EXCHANGE,
+                "                    exchange.state = WAITING\n                    try:",
+                "                    _set_hooks(*hook)\n"
+                "                    exchange.state = WAITING\n"
+                "                    try:",
+            ),
+        ],
+    ),
+]
+
+
+def copies(folder: Path) -> dict[str, Path]:
+    """
+    Make the copies: as it is, without each rule, and without any of them.
+    """
+    edits: dict[str, Sequence[Edit]] = {AS_IT_IS: []}
+    edits |= {rule.says: rule.edits for rule in RULES}
+    edits[NONE_OF_THEM] = [edit for rule in RULES for edit in rule.edits]
+    made = {}
+    for number, (name, of_copy) in enumerate(edits.items()):
+        made[name] = tree = folder / str(number)
+        for package in ("httpmw", "benchmarks"):
+            shutil.copytree(
+                ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        for edit in of_copy:
+            file = tree / "httpmw" / edit.file
+            text = file.read_text()
+            if text.count(edit.old) != 1:
+                msg = f"{edit.file} has {edit.old!r} {text.count(edit.old)} times"
+                raise LookupError(msg)
+            file.write_text(text.replace(edit.old, edit.new))
+    return made
+
+
+async def added(rounds: int) -> dict[str, float]:
+    """
+    Measure, in this process, the µs that the layers of each style add to a request.
+    """
+    apps: dict[str, App] = {"bare": make("starlette", "asgi", 0)}
+    apps |= {style: make("starlette", style, LAYERS) for style in STYLES}
+    samples: dict[str, list[float]] = {style: [] for style in apps}
+    reading, writing = os.pipe()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            b"".join([b"%s: %s\r\n" % pair for pair in message["headers"]])
+        else:
+            other_work()
+
+    def other_work() -> None:
+        json.loads(json.dumps({"items": [1, 2, 3, {"name": "value"}] * 3}))
+        os.write(writing, b"x")
+        os.read(reading, 1)
+
+    async def take(app: App) -> float:
+        started = clock()
+        for _ in range(REQUESTS):
+            scope = {**request_scope(), "path": "/json", "raw_path": b"/json"}
+            await asyncio.create_task(app(scope, receive, send))
+            other_work()
+        return (clock() - started) / REQUESTS * 1e6
+
+    for app in apps.values():
+        await take(app)  # is in no sample
+    for order in interleaved(apps, rounds):
+        for style in order:
+            samples[style].append(await take(apps[style]))
+    os.close(reading)
+    os.close(writing)
+    return {
+        style: median(one - bare for one, bare in zip(samples[style], samples["bare"], strict=True))
+        for style in STYLES
+    }
+
+
+def measure(rounds: int, samples: int) -> dict[str, list[dict[str, float]]]:
+    """
+    Measure each copy once in each round.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trees = copies(Path(folder))
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+        for order in interleaved(trees, rounds):
+            for name in order:
+                command = [sys.executable, "-m", "benchmarks.rules", "--samples", str(samples)]
+                done = subprocess.run(  # noqa: S603
+                    command,
+                    cwd=trees[name],
+                    env={**os.environ, "PYTHONPATH": str(trees[name])},
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
+                found[name].append(json.loads(done.stdout))
+    return found
+
+
+def rows(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Row]:
+    """
+    Work out what is saved without each rule.
+    """
+    whole = found[AS_IT_IS]
+    result: list[Row] = [
+        {"what": style, "us": rounded([each[style] for each in whole])} for style in STYLES
+    ]
+    for name, of_copy in found.items():
+        if name != AS_IT_IS:
+            saved = [
+                one["one yield"] - other["one yield"]
+                for one, other in zip(whole, of_copy, strict=True)
+            ]
+            result.append({"what": name, "saved us": rounded(saved)})
+    return result
+
+
+def rounded(values: Sequence[float]) -> dict[str, float]:
+    return {key: round(value, 2) for key, value in asdict(Figure.of(values)).items()}
+
+
+def table(result: Sequence[Row]) -> str:
+    lines = [f"µs that {LAYERS} layers add to a request, and what is saved without a rule"]
+    for row in result:
+        figure = row.get("us") or row["saved us"]
+        spread = f"[{figure['low']:.1f} {figure['high']:.1f}]"
+        sign = "" if "us" in row else "saved "
+        lines.append(f"{row['what']:<70}{sign + format(figure['median'], '.1f'):>12}{spread:>16}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = options(__doc__, "rules")
+    parser.add_argument("--samples", type=int, help="measure this copy only, print JSON")
+    chosen = parser.parse_args(arguments)
+    if chosen.samples:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            print(json.dumps(runner.run(added(chosen.samples))))
+        return 0
+    result = rows(measure(*((2, 5) if chosen.quick else (15, 15))))
+    print(table(result))
+    if chosen.json:
+        write(chosen.json, document(result, ["uvloop"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
