@@ -503,7 +503,7 @@ def floor(results: Results) -> str:
                 f"`benchmarks/{target.benchmark}.py`",
             ]
         )
-    return markdown(["figure", "target", "httpmw", "", "without a rule", "", "measured by"], rows)
+    return markdown(["figure", "target", "httpmw", "", "floor", "", "measured by"], rows)
 
 
 def rules(results: Results) -> str:
@@ -520,7 +520,7 @@ def rules(results: Results) -> str:
             [[NAMED[row["what"]], *spread(row["us"])] for row in found],
         ),
         markdown(
-            ["µs saved in httpmw without the rule that", "median", "quartiles"],
+            ["µs saved in httpmw without this rule", "median", "quartiles"],
             [[row["what"], *spread(row["saved us"])] for row in saved],
         ),
     )

@@ -129,11 +129,10 @@ async def call_next_style(request: Request, call_next: RequestResponseEndpoint) 
 
 # ---------------------------------------------------------------------- the floors
 
-# What nothing that runs such functions can do without, and no rule of httpmw: the generators of all
-# layers are made at once, whatever becomes of the first; what they yield, raise or hold open goes
-# unseen; what they get is one object for all of them, with what their code asks for and no more;
-# and messages are edited where they are. What is done is done by the cheapest means that are known
-# here, the header is set by httpmw's own code.
+# What is left when no rule of httpmw is kept: the generators of all layers are made at once,
+# whatever becomes of the first; what they yield, raise or hold open goes unseen; what they get is
+# one object for all of them, with what their code asks for and no more; and messages are edited
+# where they are. Each is one way to write that, and no bound: it could be written with less.
 
 
 class Bare(HandWritten):
