@@ -51,7 +51,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks.document import Row, document, options, write
@@ -73,6 +73,7 @@ from benchmarks.targets import of_grid
 LAYERS = (1, 2, 5, 10, 20)
 ANSWER = "early answer"
 FLOOR = "bare generator"
+DIGITS = 4
 HEADER_STYLES = ("raw bytes", "asgi", FLOOR, "one yield", "two yields", "subclass", "when true")
 LOOP_STYLES = ("raw bytes", "asgi", "one yield", "two yields", "drop-in", "BaseHTTP")
 
@@ -200,15 +201,15 @@ class Results:
         return ratio(self.samples, arm, other, bare(arm))
 
     def row(self, arm: Arm) -> Row:
-        row = {"series": self.name, **arm._asdict(), "us": rounded(self.microseconds(arm))}
+        row = {"series": self.name, **arm._asdict(), "us": self.microseconds(arm).rounded(DIGITS)}
         control = bare(arm)
         if control not in {None, arm}:
             of_layers = added(self.samples, arm, control)
-            row["added"] = rounded(of_layers)
-            row["added per layer"] = round(of_layers.median / arm.layers, 4)
+            row["added"] = of_layers.rounded(DIGITS)
+            row["added per layer"] = round(of_layers.median / arm.layers, DIGITS)
         if arm != control:
             others = [other for other in self.series.others(arm) if other in self.samples]
-            row["times"] = {o.style: rounded(self.ratio(arm, o)) for o in others}
+            row["times"] = {o.style: self.ratio(arm, o).rounded(DIGITS) for o in others}
         return row
 
     def table(self) -> str:
@@ -247,10 +248,6 @@ def short(number: float) -> str:
     Write a number with about three digits.
     """
     return f"{number:.{2 if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"  # noqa: PLR2004
-
-
-def rounded(figure: Figure) -> dict[str, float]:
-    return {key: round(value, 4) for key, value in asdict(figure).items()}
 
 
 def run(name: str, arms: Sequence[Arm], *, quick: bool) -> Results:

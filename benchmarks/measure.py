@@ -23,7 +23,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
@@ -196,6 +196,9 @@ class Figure:
         values = list(values)
         low, _, high = quantiles(values, n=4)
         return cls(median(values), low, high)
+
+    def rounded(self, digits: int) -> dict[str, float]:
+        return {key: round(value, digits) for key, value in asdict(self).items()}
 
 
 def added(samples: Samples[Arm], arm: Arm, bare: Arm) -> Figure:

@@ -91,6 +91,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(each)} |" for each in (head, rule, *rows))
 
 
+def with_quartiles(figure: Mapping[str, float]) -> str:
+    return f"{figure['median']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"
+
+
 def plot(name: str, words: str) -> str:
     return f"![{words}](img/{name}.svg)"
 
@@ -442,11 +446,10 @@ def draw_served(results: Results, *, route: str, what: str) -> str:
 
 
 def import_time(results: Results) -> str:
-    rows = []
-    for row in results["import_time"]["rows"]:
-        ms = row["ms"]
-        spread = f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})"
-        rows.append([f"`{row['module']}`", spread, str(row["modules"])])
+    rows = [
+        [f"`{row['module']}`", with_quartiles(row["ms"]), str(row["modules"])]
+        for row in results["import_time"]["rows"]
+    ]
     return part(
         results, "import_time", markdown(["import", "ms of CPU time", "modules loaded"], rows)
     )
@@ -516,18 +519,14 @@ def rules(results: Results) -> str:
         results,
         "rules",
         markdown(
-            ["µs added by 5 layers", "median", "quartiles"],
-            [[NAMED[row["what"]], *spread(row["us"])] for row in found],
+            ["", "µs added by 5 layers"],
+            [[NAMED[row["what"]], with_quartiles(row["us"])] for row in found],
         ),
         markdown(
-            ["µs saved in httpmw without this rule", "median", "quartiles"],
-            [[row["what"], *spread(row["saved us"])] for row in saved],
+            ["rule of httpmw", "µs saved without it"],
+            [[row["what"], with_quartiles(row["saved us"])] for row in saved],
         ),
     )
-
-
-def spread(figure: Mapping[str, float]) -> list[str]:
-    return [f"{figure['median']:.1f}", f"{figure['low']:.1f} to {figure['high']:.1f}"]
 
 
 def dearest(results: Results) -> str:

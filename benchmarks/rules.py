@@ -25,23 +25,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
-import uvloop
 from starlette.types import Message
 
 from benchmarks.document import ROOT, Row, document, options, write
-from benchmarks.measure import Figure, clock, interleaved
+from benchmarks.measure import UVLOOP, Figure, added, clock, interleaved, measure
 from benchmarks.served import make
-from benchmarks.styles import App, request_scope
+from benchmarks.styles import App, receive, request_scope
 
 LAYERS = 5
 STYLES = ("asgi", "one yield", "bare generator")
-REQUESTS = 100  # of a sample
-AS_IT_IS, NONE_OF_THEM = "as it is", "all of them together"
+AS_IT_IS, ALL_TOGETHER = "as it is", "all of them together"
 
 
 class Edit(NamedTuple):
@@ -130,7 +127,7 @@ def copies(folder: Path) -> dict[str, Path]:
     """
     edits: dict[str, Sequence[Edit]] = {AS_IT_IS: []}
     edits |= {rule.says: rule.edits for rule in RULES}
-    edits[NONE_OF_THEM] = [edit for rule in RULES for edit in rule.edits]
+    edits[ALL_TOGETHER] = [edit for rule in RULES for edit in rule.edits]
     made = {}
     for number, (name, of_copy) in enumerate(edits.items()):
         made[name] = tree = folder / str(number)
@@ -148,17 +145,16 @@ def copies(folder: Path) -> dict[str, Path]:
     return made
 
 
-async def added(rounds: int) -> dict[str, float]:
+async def beside_other_work(app: App, requests: int) -> float:
     """
-    Measure, in this process, the µs that the layers of each style add to a request.
+    Time requests that each come after other work.
     """
-    apps: dict[str, App] = {"bare": make("starlette", "asgi", 0)}
-    apps |= {style: make("starlette", style, LAYERS) for style in STYLES}
-    samples: dict[str, list[float]] = {style: [] for style in apps}
     reading, writing = os.pipe()
 
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+    def other_work() -> None:
+        json.loads(json.dumps({"items": [1, 2, 3, {"name": "value"}] * 3}))
+        os.write(writing, b"x")
+        os.read(reading, 1)
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -166,33 +162,29 @@ async def added(rounds: int) -> dict[str, float]:
         else:
             other_work()
 
-    def other_work() -> None:
-        json.loads(json.dumps({"items": [1, 2, 3, {"name": "value"}] * 3}))
-        os.write(writing, b"x")
-        os.read(reading, 1)
-
-    async def take(app: App) -> float:
-        started = clock()
-        for _ in range(REQUESTS):
-            scope = {**request_scope(), "path": "/json", "raw_path": b"/json"}
-            await asyncio.create_task(app(scope, receive, send))
-            other_work()
-        return (clock() - started) / REQUESTS * 1e6
-
-    for app in apps.values():
-        await take(app)  # is in no sample
-    for order in interleaved(apps, rounds):
-        for style in order:
-            samples[style].append(await take(apps[style]))
+    started = clock()
+    for _ in range(requests):
+        scope = {**request_scope(), "path": "/json", "raw_path": b"/json"}
+        await asyncio.create_task(app(scope, receive, send))
+        other_work()
+    taken = clock() - started
     os.close(reading)
     os.close(writing)
-    return {
-        style: median(one - bare for one, bare in zip(samples[style], samples["bare"], strict=True))
-        for style in STYLES
-    }
+    return taken
 
 
-def measure(rounds: int, samples: int) -> dict[str, list[dict[str, float]]]:
+def in_this_copy(rounds: int) -> dict[str, float]:
+    """
+    Measure, in this process, the µs that the layers of each style add to a request.
+    """
+    apps: dict[str, App] = {"bare": make("starlette", "asgi", 0)}
+    apps |= {style: make("starlette", style, LAYERS) for style in STYLES}
+    driver = replace(UVLOOP, take=beside_other_work)
+    samples = measure(apps, driver, rounds=rounds, seconds=0.01)
+    return {style: added(samples, style, "bare").median for style in STYLES}
+
+
+def in_all_copies(rounds: int, samples: int) -> dict[str, list[dict[str, float]]]:
     """
     Measure each copy once in each round.
     """
@@ -220,20 +212,17 @@ def rows(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Row]:
     """
     whole = found[AS_IT_IS]
     result: list[Row] = [
-        {"what": style, "us": rounded([each[style] for each in whole])} for style in STYLES
+        {"what": style, "us": Figure.of(each[style] for each in whole).rounded(2)}
+        for style in STYLES
     ]
     for name, of_copy in found.items():
         if name != AS_IT_IS:
-            saved = [
+            saved = Figure.of(
                 one["one yield"] - other["one yield"]
                 for one, other in zip(whole, of_copy, strict=True)
-            ]
-            result.append({"what": name, "saved us": rounded(saved)})
+            )
+            result.append({"what": name, "saved us": saved.rounded(2)})
     return result
-
-
-def rounded(values: Sequence[float]) -> dict[str, float]:
-    return {key: round(value, 2) for key, value in asdict(Figure.of(values)).items()}
 
 
 def table(result: Sequence[Row]) -> str:
@@ -251,10 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, help="measure this copy only, print JSON")
     chosen = parser.parse_args(arguments)
     if chosen.samples:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            print(json.dumps(runner.run(added(chosen.samples))))
+        print(json.dumps(in_this_copy(chosen.samples)))
         return 0
-    result = rows(measure(*((2, 5) if chosen.quick else (15, 15))))
+    result = rows(in_all_copies(*((2, 5) if chosen.quick else (15, 15))))
     print(table(result))
     if chosen.json:
         write(chosen.json, document(result, ["uvloop"]))

@@ -31,7 +31,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -182,28 +182,21 @@ def rows(framework: str, route: str, samples: dict[Arm, list[Sample]]) -> list[R
     result: list[Row] = []
     for arm, of_arm in samples.items():
         row: Row = {"framework": framework, "route": route, **arm._asdict()}
-        row["per second"] = rounded([each.per_second for each in of_arm], 0)
+        row["per second"] = Figure.of(each.per_second for each in of_arm).rounded(0)
         row["p50 ms"] = round(median(each.p50 for each in of_arm), 3)
         row["p99 ms"] = round(median(each.p99 for each in of_arm), 3)
-        row["cpu us"] = rounded([each.cpu for each in of_arm], 1)
+        row["cpu us"] = Figure.of(each.cpu for each in of_arm).rounded(1)
         others = [BARE, *(arm._replace(style=style) for style in AGAINST)]
         row["times"] = {
-            other.style: rounded(
-                [
-                    one.per_second / two.per_second
-                    for one, two in zip(of_arm, samples[other], strict=True)
-                ],
-                4,
-            )
+            other.style: Figure.of(
+                one.per_second / two.per_second
+                for one, two in zip(of_arm, samples[other], strict=True)
+            ).rounded(4)
             for other in others
             if other in samples and other != arm
         }
         result.append(row)
     return result
-
-
-def rounded(values: list[float], digits: int) -> dict[str, float]:
-    return {key: round(value, digits) for key, value in asdict(Figure.of(values)).items()}
 
 
 def table(result: Sequence[Row]) -> str:

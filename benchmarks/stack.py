@@ -36,7 +36,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.document import Row, document, options, write
-from benchmarks.grid import rounded, short
+from benchmarks.grid import DIGITS, short
 from benchmarks.measure import BY_HAND, Figure, measure, ratio
 from benchmarks.styles import BODIES, App, HandWritten, one_yield
 from httpmw import HTTPMiddleware, MiddlewareStack
@@ -140,9 +140,9 @@ def row(arm: Arm, samples: dict[Arm, list[float]]) -> tuple[Row, str]:
         "application": arm.application,
         "kind": arm.kind,
         "layers": arm.layers,
-        "us": rounded(us),
-        "without us": rounded(without),
-        "times": rounded(times),
+        "us": us.rounded(DIGITS),
+        "without us": without.rounded(DIGITS),
+        "times": times.rounded(DIGITS),
     }
     line = (
         f"{arm.application:<12}{arm.kind:<12}{arm.layers:>6}{short(without.median):>12}"

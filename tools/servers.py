@@ -714,10 +714,16 @@ class Column:
         Say what happened.
         """
         alone, inside = self.alone[title], self.inside[title]
-        race = RACES.get((self.name, title), set())
-        if {alone, inside} <= race:
-            return " or ".join(sorted(race))
+        if self.is_race(title):
+            return " or ".join(sorted(RACES[self.name, title]))
         return alone if alone == inside else f"{alone} → **{inside}**"
+
+    def is_race(self, title: str) -> bool:
+        """
+        Say whether the server is known to do both.
+        """
+        both = {self.alone[title], self.inside[title]}
+        return both <= RACES.get((self.name, title), set())
 
     def unmeant(self) -> Iterator[str]:
         """
@@ -725,10 +731,9 @@ class Column:
         """
         for title, value in self.inside.items():
             meant = MEANT.get(title)
-            race = RACES.get((self.name, title), set())
-            if {self.alone[title], value} <= race:
+            if value == self.alone[title] or self.is_race(title):
                 continue
-            if value != self.alone[title] and (meant is None or meant[0] != value):
+            if meant is None or meant[0] != value:
                 yield f"{self.name}: {title}: {value}, without layers {self.alone[title]}"
 
 
