@@ -8,7 +8,7 @@ Every Python block of the README and the docs does what the page says.
 5. Under the title "Refused: words" it is the other way round: a `SyntaxError`, a `TypeError`, an
    error of httpmw from a request, or a test that fails, with those words in its message.
 6. What is not httpmw's, such as the code before a migration, is fenced as `py` and only compiled.
-7. A block that is included from a file (`--8<--`) is compiled; the file has tests of its own.
+7. A block that stands in a file of docs_src as well is equal to it; the file has tests of its own.
 8. On a page whose blocks are titled with names of files, these are the files of one project: a
    block replaces its file, "add to NAME" appends to it, and what the page shows of `curl`, of the
    log and of a test file is compared with what the project does.
@@ -25,7 +25,6 @@ import logging
 import re
 import shlex
 import sys
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -40,6 +39,7 @@ from starlette.types import Receive, Scope, Send
 import httpmw
 from httpmw import HTTPMiddleware, HTTPMWError
 from tests.harness import request
+from tools.docs_code import COPY, filled
 from tools.pictures import PICTURES
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,6 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 FILE = re.compile(r"(?P<add>add to )?(?P<name>\w+\.py)")
-INCLUDE = re.compile(r'^( *)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"$', re.MULTILINE)
 SPEED = re.compile(r"\b(costs?|fast(er|est)?|slower|cheap(er|ly)?|speed|worth)\b|µs")
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 
@@ -84,22 +83,13 @@ PRELUDE = re.search(
 def blocks(fence: str) -> Iterator[Any]:
     for page in PAGES:
         text = page.read_text()
+        copies = {match.end("close") - 1 for match in COPY.finditer(text)}
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
             name = f"{page.relative_to(ROOT)}:{line}"
-            code = INCLUDE.sub(included, match["code"])
-            kind = "py" if code != match["code"] else match["fence"]
+            kind = "py" if match.end() in copies else match["fence"]
             if kind == fence and not FILE.fullmatch(match["title"] or ""):
-                yield pytest.param(name, match["title"], code, id=name)
-
-
-def included(line: re.Match[str]) -> str:
-    """Return the file, or the section of it, that *line* includes."""
-    text = (ROOT / line["path"]).read_text()
-    if line["section"]:
-        marks = rf"# --8<-- \[(?:start|end):{line['section']}\]\n"
-        _, text, _ = re.split(marks, text)
-    return textwrap.dedent(text)
+                yield pytest.param(name, match["title"], match["code"], id=name)
 
 
 async def inner(scope: Scope, receive: Receive, send: Send) -> None:
@@ -292,6 +282,16 @@ def test_fences_are_found(page: Path) -> None:
     text = page.read_text()
 
     assert len(re.findall(r"^\s*```py", text, re.MULTILINE)) == len(BLOCK.findall(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_is_that_of_the_files(page: Path) -> None:
+    """The code of docs_src stands in the page itself, as the suite runs it."""
+    text = page.read_text()
+
+    assert "--8<--" not in text
+    assert text.count("<!-- code: ") == len(COPY.findall(text))
+    assert text == filled(text), "python -m tools.docs_code"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

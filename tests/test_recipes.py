@@ -61,6 +61,7 @@ from docs_src.recipes import (
 from httpmw import Connection, Flow, HTTPMiddleware
 from httpmw.testing import run, step
 from tests.harness import Chunks
+from tools.docs_code import COPY
 
 ROOT = Path(__file__).parent.parent
 
@@ -1033,12 +1034,9 @@ async def test_tests_of_the_page(name):
 # The pages
 
 
-INCLUDE = re.compile(r'^--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"$', re.MULTILINE)
-
-
-def included() -> set[tuple[str, str | None]]:
+def shown() -> set[tuple[str, str | None]]:
     pages = (ROOT / "docs").glob("**/*.md")
-    found = (match for page in pages for match in INCLUDE.finditer(page.read_text()))
+    found = (match for page in pages for match in COPY.finditer(page.read_text()))
     return {(match["path"], match["section"]) for match in found}
 
 
@@ -1053,7 +1051,7 @@ def test_every_recipe_is_on_a_page():
         elif file.name not in ("__init__.py", "patterns_shared.py"):
             there.add((path, None))
 
-    assert there - included() == set()
+    assert there - shown() == set()
 
 
 @pytest.mark.parametrize(
