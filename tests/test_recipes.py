@@ -668,14 +668,52 @@ async def test_plain_upload_passes(app_with):
     assert (await run(app=app, method="POST", body=b"abc")).body == b"abc"
 
 
+@pytest.mark.parametrize("cut", [1, 7, 30, 1_000_000])
+async def test_all_members_of_a_gzip_body_are_unpacked(app_with, cut):
+    """Several members in a row are one body, wherever the chunks are cut."""
+    body = gzip.compress(b"one ") + gzip.compress(b"") + gzip.compress(b"two")
+    chunks = [body[start : start + cut] for start in range(0, len(body), cut)]
+    app = app_with({"/": echo}, gunzip_upload.gunzip_upload)
+
+    assert (await run(app=app, method="POST", headers=GZIP, body=chunks)).body == b"one two"
+
+
+async def test_old_name_of_gzip_is_known(app_with):
+    """`x-gzip` is gzip."""
+    app = app_with({"/": echo}, gunzip_upload.gunzip_upload)
+    headers = {"content-encoding": "x-gzip"}
+
+    result = await run(app=app, method="POST", headers=headers, body=gzip.compress(b"abc"))
+
+    assert result.body == b"abc"
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
         (b"no gzip", 400),
+        (b"", 400),
         (gzip.compress(b"x" * 1000)[:-9], 400),
+        (gzip.compress(b"x" * 1000)[:-1], 400),
+        (gzip.compress(b"x") + gzip.compress(b"y")[:-1], 400),
+        (gzip.compress(b"x") + gzip.compress(b"y")[:5], 400),
+        (gzip.compress(b"x") + b"junk behind the end", 400),
+        (gzip.compress(b"x" * 1000)[:-6] + b"wrong!", 400),
         (gzip.compress(b"x" * 100_000), 413),
+        (gzip.compress(b"x" * 6_000) * 2, 413),
     ],
-    ids=["other bytes", "cut off", "bomb"],
+    ids=[
+        "other bytes",
+        "nothing",
+        "cut off",
+        "cut in the length",
+        "second cut off",
+        "second cut in its head",
+        "junk behind the end",
+        "wrong sum",
+        "bomb",
+        "bomb of two",
+    ],
 )
 async def test_bad_gzip_is_refused(app_with, monkeypatch, body, status):
     """What cannot be unpacked is a 400, what would become too large a 413."""
