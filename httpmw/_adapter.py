@@ -137,9 +137,9 @@ def http_middleware(app: _Application, *, when: Predicate | None = None) -> Call
     For those who know FastAPI's `@app.middleware("http")`:
 
         @http_middleware(app)
-        async def server_header(conn: Connection) -> Flow:
+        async def served_by(conn: Connection) -> Flow:
             response = yield
-            response.headers["server"] = "mine"
+            response.headers["x-served-by"] = "mine"
 
     As with `app.add_middleware`, the layer that is added last is the outermost.
 

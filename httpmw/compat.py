@@ -52,10 +52,10 @@ class BaseHTTPMiddleware(Adapter):
 
     It is used in exactly the same way; to change the import is the whole migration:
 
-        class ServerHeader(BaseHTTPMiddleware):
+        class ServedBy(BaseHTTPMiddleware):
             async def dispatch(self, request, call_next):
                 response = await call_next(request)
-                response.headers["server"] = "mine"
+                response.headers["x-served-by"] = "mine"
                 return response
 
     Neighbouring layers become one, with each other and with `HTTPMiddleware`.

@@ -354,6 +354,13 @@ def test_speed_is_measured(page: Path) -> None:
     assert [line for line in spoken if "bench" not in line] == []
 
 
+def test_no_example_sets_the_header_that_servers_set() -> None:
+    """Servers send a `server` header themselves, so an example would put a second one there."""
+    files = [*PAGES, *(ROOT / "httpmw").glob("**/*.py"), *(ROOT / "docs_src").glob("**/*.py")]
+
+    assert [file for file in files if re.search(r'"server"\] = ', file.read_text())] == []
+
+
 def test_every_page_is_found() -> None:
     """The pages with blocks are found from wherever the suite is run, and so is the tutorial."""
     assert {ROOT / "README.md", ROOT / "docs" / "index.md"} <= set(PAGES)

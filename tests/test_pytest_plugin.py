@@ -19,21 +19,21 @@ from httpmw.testing import step
 loops = []
 
 
-async def server_header(conn):
+async def served_by(conn):
     response = yield
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
 
 
 def test_run(run_middleware, middleware_loop):
     loops.append(middleware_loop)
-    result = run_middleware(server_header, PlainTextResponse("data"), path="/x")
-    assert result.headers["server"] == "mine"
+    result = run_middleware(served_by, PlainTextResponse("data"), path="/x")
+    assert result.headers["x-served-by"] == "mine"
     assert result.request.url.path == "/x"
 
 
 def test_step(on_loop):
     async def scenario(status, *, data):
-        async with step(server_header) as flow:
+        async with step(served_by) as flow:
             await flow.respond(status)
             await flow.finish(data)
         return flow

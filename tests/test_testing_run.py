@@ -23,9 +23,9 @@ from httpmw.testing import ASGIViolation, run
 from tests.harness import Chunks, body, script, start
 
 
-async def server_header(conn: Connection) -> Flow:
+async def served_by(conn: Connection) -> Flow:
     response = yield
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
 
 
 async def gate(conn: Connection) -> Flow:
@@ -44,11 +44,11 @@ async def test_layer_of_a_stack_that_is_of_the_drop_in() -> None:
         response.headers["x-tag"] = "yes"
         return response
 
-    stack = MiddlewareStack(PlainTextResponse(), [Middleware(DropIn, dispatch=tag), server_header])
+    stack = MiddlewareStack(PlainTextResponse(), [Middleware(DropIn, dispatch=tag), served_by])
     result = await run(stack.app, PlainTextResponse("inner"))
 
     assert (result.headers["x-tag"], result.body) == ("yes", b"inner")
-    assert "server" not in result.headers
+    assert "x-served-by" not in result.headers
 
 
 def suffix(text: str) -> Any:
@@ -66,7 +66,7 @@ class Named(HTTPMiddleware):
 
     async def dispatch(self, conn: Connection) -> Flow:
         response = yield
-        response.headers["server"] = self.name
+        response.headers["x-served-by"] = self.name
 
 
 class Raw:
@@ -79,7 +79,7 @@ class Raw:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def named(message: Any) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message["headers"], (b"server", self.name.encode())]
+                headers = [*message["headers"], (b"x-served-by", self.name.encode())]
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -88,9 +88,9 @@ class Raw:
 
 async def test_one_line() -> None:
     """A middleware function alone is enough: the request is a GET, the app answers 200 "ok"."""
-    result = await run(server_header)
+    result = await run(served_by)
 
-    assert result.headers["server"] == "mine"
+    assert result.headers["x-served-by"] == "mine"
     assert (result.status, result.text) == (200, "ok")
     assert result.outcome == "completed"
     assert result.exception is None
@@ -100,11 +100,11 @@ async def test_one_line() -> None:
 class Callable:
     async def __call__(self, conn: Connection) -> Flow:
         response = yield
-        response.headers["server"] = "object"
+        response.headers["x-served-by"] = "object"
 
 
 def plain(conn: Connection) -> Flow:
-    return server_header(conn)
+    return served_by(conn)
 
 
 def factory(app: ASGIApp) -> ASGIApp:
@@ -113,28 +113,28 @@ def factory(app: ASGIApp) -> ASGIApp:
 
 async def call_next_style(request: Request, call_next: Any) -> Response:
     response: Response = await call_next(request)
-    response.headers["server"] = "starlette"
+    response.headers["x-served-by"] = "starlette"
     return response
 
 
 @pytest.mark.parametrize(
     ("mw", "name"),
     [
-        (server_header, "mine"),
+        (served_by, "mine"),
         (plain, "mine"),
-        (functools.partial(server_header), "mine"),
+        (functools.partial(served_by), "mine"),
         (Callable(), "object"),
         (Named, "class"),
         (Named(PlainTextResponse("elsewhere"), "instance"), "instance"),
         (Middleware(Named, name="options"), "options"),
-        (Middleware(HTTPMiddleware, dispatch=server_header), "mine"),
+        (Middleware(HTTPMiddleware, dispatch=served_by), "mine"),
         (Raw, "raw"),
         (functools.partial(Raw, name="partial"), "partial"),
         (Middleware(Raw, "positional"), "positional"),
         (factory, "factory"),
         (lambda app: Raw(app, "lambda"), "lambda"),
         (Middleware(BaseHTTPMiddleware, dispatch=call_next_style), "starlette"),
-        ([server_header, Named, Raw], "mine"),
+        ([served_by, Named, Raw], "mine"),
         ([Raw], "raw"),
     ],
 )
@@ -142,7 +142,7 @@ async def test_forms_of_middleware(mw: Any, name: str) -> None:
     """Whatever can be registered can be run, around the app that was given."""
     result = await run(mw, PlainTextResponse("data"))
 
-    assert result.headers["server"] == name
+    assert result.headers["x-served-by"] == name
     assert result.body == b"data"
 
 
@@ -170,7 +170,7 @@ async def test_no_middleware_function() -> None:
 async def test_request() -> None:
     """The app gets the request that was described."""
     result = await run(
-        server_header,
+        served_by,
         method="POST",
         path="/caf%C3%A9",
         query="q=1",
@@ -240,14 +240,14 @@ async def test_exception_is_raised() -> None:
     """What the middleware lets pass is raised, as the object it is."""
     error = LookupError()
     with pytest.raises(LookupError) as raised:
-        await run(server_header, error)
+        await run(served_by, error)
 
     assert raised.value is error
 
 
 async def test_exception_is_kept() -> None:
     """With `keep_error` there is a result all the same."""
-    result = await run(server_header, LookupError, keep_error=True)
+    result = await run(served_by, LookupError, keep_error=True)
 
     assert isinstance(result.exception, LookupError)
     assert result.outcome == "failed"
@@ -284,7 +284,7 @@ async def test_chunks() -> None:
 
 async def test_head() -> None:
     """To HEAD there is no body."""
-    result = await run(server_header, PlainTextResponse("data"), method="HEAD")
+    result = await run(served_by, PlainTextResponse("data"), method="HEAD")
 
     assert result.body == b""
     assert result.headers["content-length"] == "4"
@@ -309,7 +309,7 @@ async def test_no_response_names_the_app() -> None:
     """The tools that stand around the app do not hide it in an error."""
     app = script()
     with pytest.raises(NoResponseError, match=r"'script\.<locals>\.app' \(.*harness\.py"):
-        await run(server_header, app)
+        await run(served_by, app)
 
 
 @pytest.mark.parametrize(("after", "types"), [(1, ["start"]), (2, ["start", "body"])])
@@ -398,10 +398,10 @@ async def test_misuse_is_raised() -> None:
 async def test_two_kinds_of_middleware() -> None:
     """A middleware of Starlette's is run, and checked, as ours are."""
     app = PlainTextResponse("data " * 500)
-    result = await run([server_header, GZipMiddleware], app, headers={"accept-encoding": "gzip"})
+    result = await run([served_by, GZipMiddleware], app, headers={"accept-encoding": "gzip"})
 
     assert result.headers["content-encoding"] == "gzip"
-    assert result.headers["server"] == "mine"
+    assert result.headers["x-served-by"] == "mine"
 
 
 def test_testing_imports_no_pytest() -> None:

@@ -28,9 +28,9 @@ def no_notes() -> None:
     NOTES.clear()
 
 
-async def server_header(conn: Connection) -> Flow:
+async def served_by(conn: Connection) -> Flow:
     response = yield
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
 
 
 async def noting(conn: Connection) -> Flow:
@@ -102,30 +102,30 @@ async def test_point_by_point() -> None:
 
 
 def plain(conn: Connection) -> Flow:
-    return server_header(conn)
+    return served_by(conn)
 
 
 class Named(HTTPMiddleware):
     async def dispatch(self, conn: Connection) -> Flow:
         response = yield
-        response.headers["server"] = "mine"
+        response.headers["x-served-by"] = "mine"
 
 
 @pytest.mark.parametrize(
     "mw",
     [
-        server_header,
+        served_by,
         plain,
         Named,
         Named(PlainTextResponse("elsewhere")),
-        Middleware(HTTPMiddleware, dispatch=server_header),
+        Middleware(HTTPMiddleware, dispatch=served_by),
     ],
 )
 async def test_forms_of_middleware_functions(mw: Any) -> None:
     """A middleware function can be watched in all of its forms."""
     async with step(mw) as flow:
         await flow.respond()
-        assert flow.headers["server"] == "mine"
+        assert flow.headers["x-served-by"] == "mine"
         assert flow.conn is not None
         assert flow.response is not None
 
@@ -408,12 +408,12 @@ async def test_awaiting() -> None:
         await anyio.lowlevel.checkpoint()
         response = yield
         await event.wait()
-        response.headers["server"] = "mine"
+        response.headers["x-served-by"] = "mine"
 
     async with anyio.create_task_group() as group, step(waits) as flow:
         group.start_soon(_set, event)
         await flow.respond()
-        assert flow.headers["server"] == "mine"
+        assert flow.headers["x-served-by"] == "mine"
 
 
 async def _set(event: anyio.Event) -> None:
@@ -483,7 +483,7 @@ async def test_no_task_is_made() -> None:
 
 async def test_app_that_breaks_a_rule() -> None:
     """The server refuses what breaks a rule, whoever sent it."""
-    async with step(server_header) as flow:
+    async with step(served_by) as flow:
         with pytest.raises(ASGIViolation, match="H12"):
             await flow.chunk(b"a")
 
@@ -504,9 +504,7 @@ async def test_middleware_that_breaks_a_rule() -> None:
 
 async def test_head_and_trailers() -> None:
     """Requests and messages of any kind can be made."""
-    async with step(
-        server_header, method="HEAD", extensions={"http.response.trailers": {}}
-    ) as flow:
+    async with step(served_by, method="HEAD", extensions={"http.response.trailers": {}}) as flow:
         await flow.respond(200, [(b"x-a", b"1"), ("X-A", "2")], trailers=True)
         await flow.chunk(b"data")
         await flow.send({"type": "http.response.body"})
@@ -523,13 +521,13 @@ async def test_delegation() -> None:
 
     async def outer(conn: Connection) -> Flow:
         response = yield gate(conn)
-        response.headers["server"] = "outer"
+        response.headers["x-served-by"] = "outer"
 
     async with step(outer) as flow:
         assert isinstance(flow.answer, PlainTextResponse)
     async with step(outer, headers={"x-member": "1"}) as flow:
         await flow.respond()
-        assert flow.headers["server"] == "outer"
+        assert flow.headers["x-served-by"] == "outer"
 
 
 async def test_stepping_aside() -> None:
@@ -556,4 +554,4 @@ async def test_error_of_a_function_under_a_predicate() -> None:
 async def test_without_async_with() -> None:
     """Without a block there is nothing to step."""
     with pytest.raises(RuntimeError, match=r"Write `async with step\(mw\) as flow:`"):
-        await step(server_header).respond()
+        await step(served_by).respond()

@@ -99,7 +99,7 @@ class Holder:
 
 async def with_options(conn: Connection, *, name: str) -> Flow:
     response = yield
-    response.headers["server"] = name
+    response.headers["x-served-by"] = name
 
 
 def stepping_aside(conn: Connection) -> Flow | None:
@@ -119,7 +119,7 @@ class WithOptions(HTTPMiddleware):
 
     async def dispatch(self, conn: Connection) -> Flow:
         response = yield
-        response.headers["server"] = self.name
+        response.headers["x-served-by"] = self.name
 
 
 class Delegating(WithOptions):
@@ -239,7 +239,7 @@ async def response(conn: Connection) -> Flow:
     response = yield
     as_response: Response = response
     assert_type(response.headers, MutableHeaders)
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
     response.status_code += 1
     response.media_type = "text/plain"
     assert_type(await response.read(), bytes)

@@ -13,7 +13,7 @@ log = logging.getLogger("patterns")
 async def header(conn: Connection) -> Flow:
     # --8<-- [start:header]
     response = yield
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
     # --8<-- [end:header]
 
 
@@ -46,7 +46,7 @@ async def either(conn: Connection) -> Flow:
     response: Response = yield
     if response.status_code == 404:
         response = PlainTextResponse("?", 404)
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
     yield response
     # --8<-- [end:either]
 
@@ -181,7 +181,7 @@ async def guarded(conn: Connection) -> Flow:
 
 async def helper(conn: Connection) -> Flow:
     response = yield guarded(conn)
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
 
 
 # --8<-- [end:helper]
@@ -191,7 +191,7 @@ async def helper(conn: Connection) -> Flow:
 class Base(HTTPMiddleware):
     async def dispatch(self, conn: Connection) -> Flow:
         response = yield
-        response.headers["server"] = "base"
+        response.headers["x-served-by"] = "base"
 
 
 class Subclass(Base):

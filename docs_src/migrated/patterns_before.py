@@ -20,7 +20,7 @@ async def header(
 ) -> Response:
     # --8<-- [start:header]
     response = await call_next(request)
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
     return response
     # --8<-- [end:header]
 
@@ -60,7 +60,7 @@ async def either(
     response = await call_next(request)
     if response.status_code == 404:
         response = PlainTextResponse("?", 404)
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
     return response
     # --8<-- [end:either]
 
@@ -273,7 +273,7 @@ async def helper(
     call_next: RequestResponseEndpoint,
 ) -> Response:
     response = await guarded(request, call_next)
-    response.headers["server"] = "mine"
+    response.headers["x-served-by"] = "mine"
     return response
 # --8<-- [end:helper]
 
@@ -286,7 +286,7 @@ class Base(BaseHTTPMiddleware):
         call_next: RequestResponseEndpoint,
     ) -> Response:
         response = await call_next(request)
-        response.headers["server"] = "base"
+        response.headers["x-served-by"] = "base"
         return response
 
 

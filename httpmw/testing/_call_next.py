@@ -39,7 +39,7 @@ def as_call_next(mw: AnyMiddleware) -> DispatchFunction:
     Unit tests that call `dispatch` with a `call_next` of their own, often a mock, go on working
     after a migration:
 
-        dispatch = as_call_next(server_header)
+        dispatch = as_call_next(served_by)
         response = await dispatch(request, call_next)
 
     *request* may be a `Request` or a mock of one, which the function then gets as it is.

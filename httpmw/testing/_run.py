@@ -137,8 +137,8 @@ async def run(  # noqa: PLR0913 - what a request has, each with a default
     """
     Send one request through a middleware, without a server.
 
-        result = await run(server_header)
-        assert result.headers["server"] == "mine"
+        result = await run(served_by)
+        assert result.headers["x-served-by"] == "mine"
 
     It works on asyncio and trio, under any test runner. The rules of ASGI are checked on both
     sides of the middleware.

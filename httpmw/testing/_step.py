@@ -39,10 +39,10 @@ class step(Sent):  # noqa: N801 - used like a function
     """
     Drive one request through a middleware by hand, and look at what it does at each point.
 
-        async with step(server_header, path="/x") as flow:
+        async with step(served_by, path="/x") as flow:
             assert flow.state == "waiting"
-            await flow.respond(200, {"server": "theirs"})
-            assert flow.headers["server"] == "mine"
+            await flow.respond(200, {"x-served-by": "theirs"})
+            assert flow.headers["x-served-by"] == "mine"
             await flow.finish(b"data")
 
     On entering, the middleware has run to its first yield; in the block the test plays the inner
