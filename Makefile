@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers load soak mutate differential leaks corpus migrate-fuzz clean
+	transparency upstream third-party servers load soak mutate differential instrumented leaks corpus migrate-fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -89,6 +89,9 @@ mutate: $(VENV)/test.group ## plant faults in the engine and see what notices; A
 differential: $(VENV)/test.group ## compare 100,000 random requests with and without empty layers
 	$(BIN)/python -m tools.differential $(ARGS)
 
+instrumented: $(VENV)-instrumented/instrumented.group ## edit layers under real instrumentation; ARGS="sentry ddtrace"
+	$(VENV)-instrumented/bin/python -m tools.instrumented $(ARGS)
+
 leaks: $(VENV)/test.group ## send a million requests and see what stays; ARGS="--backend trio"
 	$(BIN)/python -m tools.leaks $(ARGS)
 
@@ -102,12 +105,16 @@ $(VENV)/%.group: pyproject.toml $(VENV)/made
 	$(BIN)/$(INSTALL) --editable . --group $*
 	@touch $@
 
+$(VENV)-instrumented/instrumented.group: pyproject.toml $(VENV)-instrumented/made
+	$(@D)/bin/$(INSTALL) --editable . --group instrumented
+	@touch $@
+
 $(VENV)-lowest/lowest.done: pyproject.toml tools/lowest.py $(VENV)-lowest/made
 	$(@D)/bin/python tools/lowest.py > $(@D)/lowest.txt
 	$(@D)/bin/$(INSTALL) --editable . --group lowest --constraint $(@D)/lowest.txt
 	@touch $@
 
-$(VENV)/made $(VENV)-lowest/made:
+$(VENV)/made $(VENV)-instrumented/made $(VENV)-lowest/made:
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then python=$$(tools/pythons 2>/dev/null | sed -n '1s/^[^ ]* //p'); fi; \
 	if ! "$$python" -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null; then \

@@ -13,17 +13,23 @@
 # was begun before `install` and ends after it is the reason: nothing else sees that it sets
 # `middleware_stack`.
 # Rule 3: once a request has found a `middleware_stack`, there is always one.
+# Rule 4: whoever wraps `__call__`, `build_middleware_stack`, `add_middleware` or `Middleware`, on
+# the class or on the application, before `install` or after it, is asked as without a stack. So
+# methods of the class are looked up when they are called, and the layers that are added come by
+# way of them; and what is in `user_middleware` during a build is a plain function, which takes any
+# attribute: instrumentation sets `__call__` on whatever a `Middleware` has for its class.
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
-from starlette.applications import Starlette
+from starlette import applications
 from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +38,8 @@ from . import _errors
 from ._chain import INSIDE, Chain, Nowhere, Slot, marked
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from .stack import MiddlewareStack
 
 S = TypeVar("S", bound="MiddlewareStack")
@@ -39,11 +47,16 @@ S = TypeVar("S", bound="MiddlewareStack")
 # Where an application has its installation.
 _PLACE: Final = "_httpmw_installation"
 
+# Instrumentation may have put a subclass in the place of the class, of which FastAPI is none.
+_Application: Final = next(
+    cls for cls in applications.Starlette.__mro__ if cls.__module__ == applications.__name__
+)
+
 _installing: Final = threading.RLock()
 
 
 def install(cls: type[S], app: Starlette) -> S:
-    if not isinstance(app, Starlette):
+    if not isinstance(app, _Application):
         raise _errors.not_an_application(app)
     with _installing:
         installation = vars(app).get(_PLACE)
@@ -61,11 +74,12 @@ class Installation:
     def __init__(self, cls: type[MiddlewareStack], app: Starlette) -> None:
         self.app = app
         self.cls = type(app)
-        # What builds the frame; others may put one of theirs before that of the class.
-        self.class_builder: Callable[[], ASGIApp] = MethodType(self.cls.build_middleware_stack, app)
-        self.builder = vars(app).get("build_middleware_stack", self.class_builder)
+        # What others have put on the application, before the methods of its class.
+        self.overrides = {name: vars(app)[name] for name in _METHODS if name in vars(app)}
         self.is_over = False
+        # The threads that do this just now.
         self.building: int | None = None
+        self.adding: int | None = None
         self.core: Any = None
         self.frame: ASGIApp | None = None
         self.user_middleware = UserMiddleware(self)
@@ -79,8 +93,10 @@ class Installation:
         attributes = vars(self.app)
         left = before = list(self.app.user_middleware)
         attributes[_PLACE] = self
-        attributes.pop("build_middleware_stack", None)
-        self.app.__class__ = _watching(self.cls)
+        for name in self.overrides:
+            del attributes[name]
+        self.watching, self.while_adding = _watching(self.cls)
+        self.app.__class__ = self.watching
         try:
             left = attributes.pop("user_middleware")
             if left != before:  # edited meanwhile
@@ -101,11 +117,17 @@ class Installation:
         attributes = vars(self.app)
         # Hidden by the watching class until that is gone.
         attributes["user_middleware"] = layers
-        if self.builder is not self.class_builder:
-            attributes["build_middleware_stack"] = self.builder
+        attributes.update(self.overrides)
         self.is_over = True
         self.app.__class__ = self.cls
         del attributes[_PLACE]
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """
+        Give a method as the application would have it without a stack.
+        """
+        override: Callable[..., Any] | None = self.overrides.get(name)
+        return override or MethodType(getattr(self.cls, name), self.app)
 
     # ------------------------------------------------------------------ the frame
 
@@ -140,6 +162,14 @@ class Installation:
             self.building = None
         return frame
 
+    @property
+    def built(self) -> ASGIApp | None:
+        """
+        What the application has as its `middleware_stack`.
+        """
+        app: ASGIApp | None = vars(self.app)["middleware_stack"]
+        return app
+
     def place(self, app: ASGIApp | None) -> None:
         """
         Somebody puts *app* where the application has its `middleware_stack`.
@@ -150,7 +180,7 @@ class Installation:
     def _in_place_of(self, app: ASGIApp | None) -> ASGIApp | None:
         if app is None:
             # It is to be built again. By the next request, but not with a gap before it.
-            return None if self.app.middleware_stack is None else self.rebuild
+            return None if self.built is None else self.rebuild
         if self._find(app) is None and isinstance(app, ServerErrorMiddleware):
             # Built without the stack: begun before `install`, and ended after it.
             self.app.build_middleware_stack()
@@ -164,7 +194,7 @@ class Installation:
         """
         if self.core is not None:
             self.core.app = chain.table.get(INSIDE, chain.late_app)
-        if self._is_ours(self.app.middleware_stack):
+        if self._is_ours(self.built):
             vars(self.app)["middleware_stack"] = self._first(chain)
 
     def _first(self, chain: Chain) -> ASGIApp | None:
@@ -180,9 +210,9 @@ class Installation:
 
     async def rebuild(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.stack._lock:
-            if self.app.middleware_stack == self.rebuild:
+            if self.built == self.rebuild:
                 self.app.middleware_stack = self.app.build_middleware_stack()
-        await cast(ASGIApp, self.app.middleware_stack)(scope, receive, send)
+        await cast(ASGIApp, self.built)(scope, receive, send)
 
     def _find(self, app: Any) -> Any:
         """
@@ -201,6 +231,27 @@ class Installation:
     def layers(self) -> list[Middleware]:
         return [slot.spec for slot in self.stack._read() if not slot.outside]
 
+    def add(self, adder: Callable[..., None], /, *args: Any, **kwargs: Any) -> None:
+        """
+        Have the application add a layer to its `user_middleware`, though it has started.
+        """
+        with self.stack._lock, self._as_if_not_started():
+            adder(*args, **kwargs)
+
+    @contextmanager
+    def _as_if_not_started(self) -> Iterator[None]:
+        if self.is_over or self.adding is not None:
+            yield
+            return
+        self.adding = get_ident()
+        self.app.__class__ = self.while_adding
+        try:
+            yield
+        finally:
+            self.adding = None
+            if not self.is_over:
+                self.app.__class__ = self.watching
+
     def adopt(self, layers: Iterable[Middleware]) -> None:
         """
         Make these the layers inside of the error handler; those that are there already stay.
@@ -208,6 +259,8 @@ class Installation:
         with self.stack._editing() as slots:
             outside = [slot for slot in slots if slot.outside]
             kept = slots[len(outside) :]
+            if self.building == get_ident():
+                layers = _once(layers, [slot.spec for slot in kept])
             slots[:] = outside + [self._kept_or_made(kept, each) for each in layers]
 
     def _kept_or_made(self, kept: list[Slot], layer: Middleware) -> Slot:
@@ -215,6 +268,21 @@ class Installation:
             if slot.spec is layer:
                 return kept.pop(index)
         return self.stack._make(layer)
+
+
+def _core_of(installation: Installation) -> Callable[[ASGIApp], Any]:
+    def core(app: ASGIApp) -> Any:  # no bound method: see rule 4
+        return installation.enter_core(app)
+
+    return core
+
+
+def _once(layers: Iterable[Middleware], before: list[Middleware]) -> list[Middleware]:
+    """
+    Leave out what a build adds each time it runs, and has added before.
+    """
+    known = [tuple(each) for each in before]
+    return [each for each in layers if each in before or tuple(each) not in known]
 
 
 def make_core(stack: MiddlewareStack, inner: ASGIApp) -> Any:
@@ -249,7 +317,7 @@ class UserMiddleware(MutableSequence[Middleware]):
     def _items(self) -> list[Middleware]:
         installation = self._installation
         if installation.building == get_ident():
-            return [Middleware(installation.enter_core)]
+            return [Middleware(_core_of(installation))]
         return installation.layers()
 
     def _change(self, change: Callable[[list[Middleware]], object]) -> None:
@@ -321,12 +389,47 @@ class _MiddlewareStack:
         vars(app)[_PLACE].place(value)
 
 
+class _MiddlewareStackWhileAdding(_MiddlewareStack):
+    # An application that has started takes no layer, and sees that by this attribute.
+
+    def __get__(self, app: Any, _: object = None) -> ASGIApp | None:
+        installation: Installation = vars(app)[_PLACE]
+        return None if installation.adding == get_ident() else installation.built
+
+
+class _Method:
+    """
+    A method of an application that others may override, on its class or on itself.
+    """
+
+    def __init__(self, perform: Callable[..., Any]) -> None:
+        self._perform = perform
+
+    def __set_name__(self, _: object, name: str) -> None:
+        self._name = name
+
+    def __get__(self, app: Any, _: object = None) -> Any:
+        if app is None:  # of the class, where it takes the application as its first argument
+            return lambda app, *args, **kwargs: self.__get__(app)(*args, **kwargs)
+        installation: Installation = vars(app)[_PLACE]
+        # The method of now, not that of the call: who overrides it again calls this one.
+        return partial(self._perform, installation, installation.method(self._name))
+
+    def __set__(self, app: Any, override: Callable[..., Any]) -> None:
+        vars(app)[_PLACE].overrides[self._name] = override
+
+    def __delete__(self, app: Any) -> None:
+        vars(app)[_PLACE].overrides.pop(self._name, None)
+
+
 class _Watching:
     """
     What is put before the class of an application.
     """
 
     middleware_stack = _MiddlewareStack()
+    build_middleware_stack = _Method(Installation.build)
+    add_middleware = _Method(Installation.add)
 
     @property
     def user_middleware(self) -> UserMiddleware:
@@ -337,25 +440,16 @@ class _Watching:
     def user_middleware(self, layers: Iterable[Middleware]) -> None:
         vars(self)[_PLACE].adopt(list(layers))
 
-    @property
-    def build_middleware_stack(self) -> Callable[[], ASGIApp]:
-        installation: Installation = vars(self)[_PLACE]
-        # The builder of now, not that of the call: who overrides it again calls this one.
-        return partial(installation.build, installation.builder)
 
-    @build_middleware_stack.setter
-    def build_middleware_stack(self, builder: Callable[[], ASGIApp]) -> None:
-        vars(self)[_PLACE].builder = builder
-
-    @build_middleware_stack.deleter
-    def build_middleware_stack(self) -> None:
-        installation: Installation = vars(self)[_PLACE]
-        installation.builder = installation.class_builder
-
-    def add_middleware(self, middleware_class: Any, /, *args: Any, **kwargs: Any) -> None:
-        vars(self)[_PLACE].stack.add(Middleware(middleware_class, *args, **kwargs))
+_METHODS: Final = [name for name, each in vars(_Watching).items() if isinstance(each, _Method)]
 
 
-def _watching(cls: type[Starlette]) -> Any:
+def _watching(cls: type[Starlette]) -> tuple[Any, Any]:
+    """
+    Give the class that watches an application, and the one that it has while a layer is added.
+    """
     names = ("__doc__", "__module__", "__qualname__")
-    return type(cls.__name__, (_Watching, cls), {name: getattr(cls, name) for name in names})
+    same = {name: getattr(cls, name) for name in names}
+    watching = type(cls.__name__, (_Watching, cls), same)
+    adding = {**same, "middleware_stack": _MiddlewareStackWhileAdding()}
+    return watching, type(cls.__name__, (watching,), adding)
