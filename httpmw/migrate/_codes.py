@@ -412,6 +412,34 @@ _ALL = (
         "`with` around it, a log line behind it, another response that is returned after the "
         "call, a function that others delegate to.",
     ),
+    Code(
+        "HM219",
+        "The drop-in refuses a task of its own",
+        "`{name}(...)` is given to `{what}`, which the drop-in refuses when it runs.",
+        "For a time limit write `async with asyncio.timeout(seconds)` around "
+        "`await call_next(request)`.",
+        "The drop-in runs the app in the task of the request. `asyncio.wait_for` makes a task of "
+        "its own on Python 3.11, and none from 3.12 on.",
+    ),
+    Code(
+        "HM220",
+        "The drop-in refuses a second call",
+        "`{name}` can be called here after it gave a response, which the drop-in refuses when it "
+        "runs.",
+        "Call the app once; retry in the client, in the endpoint or in the proxy.",
+        "Starlette runs the endpoint again and fails then; the drop-in runs it once, and says so "
+        "with a `MiddlewareError`. After a call that raised it raises the same exception again, "
+        "as Starlette does.",
+    ),
+    Code(
+        "HM221",
+        "The drop-in refuses a scope or a lock around the call",
+        "`{what}` is held open while the app runs, which the drop-in refuses when it runs.",
+        "For a time limit write `async with asyncio.timeout(seconds)`; for a lock take that of "
+        "asyncio.",
+        "Scopes and task groups of anyio cannot be held across the call, and a lock that belongs "
+        "to a task cannot be released where the app sends a stream from another one.",
+    ),
 )
 
 CODES: dict[str, Code] = {each.code: each for each in _ALL}

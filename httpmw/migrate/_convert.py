@@ -12,7 +12,7 @@ import libcst as cst
 
 from ._apply import apply
 from ._codes import CODES
-from ._dropin import drop_in
+from ._dropin import drop_in, refused
 from ._model import Conversion, Converted, Diagnostic
 from ._module import Module
 from ._project import Project
@@ -81,9 +81,9 @@ def conversion(project: Project, module: Module, to: Target) -> Conversion:
     """
     Convert a file of a project.
     """
+    project.resolve()
     if to == "drop-in":
         return _dropped_in(module)
-    project.resolve()
     code = module.source
     try:
         code = apply(project, module)
@@ -117,13 +117,28 @@ def conversion(project: Project, module: Module, to: Target) -> Conversion:
 
 
 def _dropped_in(module: Module) -> Conversion:
-    code, swapped, problems = drop_in(module)
+    try:
+        code, swapped, problems = drop_in(module)
+        _compiled(code, module.path)
+    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
+        failed = diagnostic(module.path, "HM195", what=f"{type(exc).__name__}: {exc}")
+        return Conversion(module.path, module.source, module.source, [], [failed])
     result = Conversion(module.path, module.source, code)
     for node in swapped:
         line, _ = module.position(node)
         result.conversions.append(Converted("import", "", line, "import"))
-    result.diagnostics = sorted(_diagnostic(module, each, "") for each in problems)
+    found = [_diagnostic(module, each, "") for each in problems]
+    for unit in module.units.values():
+        found += [_diagnostic(module, each, unit.qualname) for each in refused(unit)]
+    result.diagnostics = sorted(set(found))
     return result
+
+
+def _compiled(code: str, path: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compile(code, path, "exec", dont_inherit=True)
+        return ast.parse(code, path)
 
 
 def _of_unit(project: Project, module: Module, unit: Unit) -> list[Diagnostic]:
@@ -157,13 +172,10 @@ def _mistake(code: str, project: Project, module: Module) -> str | None:
     """
     Look over what was written: it compiles, and no function in it is half converted.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            tree = ast.parse(code, module.path)
-            compile(code, module.path, "exec", dont_inherit=True)
-        except (SyntaxError, ValueError) as exc:
-            return str(exc)
+    try:
+        tree = _compiled(code, module.path)
+    except (SyntaxError, ValueError) as exc:
+        return str(exc)
     takes = Counter(
         (node.name, each.arg)
         for node in ast.walk(tree)

@@ -255,16 +255,20 @@ class Unit:
                 continue
             for item in node.items:
                 call = item.item
-                name = self.module.names.qualified(
-                    call.func if isinstance(call, cst.Call) else call
-                )
-                if name not in _SCOPES and last_name(call) not in self.module.locks():
+                if not self.is_scope(call):
                     continue
-                if self._becomes_a_limit(node, name):
+                if self._becomes_a_limit(node):
                     self.limited.add(id(node))
                     self.say("HM213", node, what=snippet(call))
                 else:
                     self.say("HM107", node, what=snippet(call))
+
+    def is_scope(self, item: cst.CSTNode) -> bool:
+        """
+        Tell whether what is entered is a scope or a lock that belongs to a task.
+        """
+        name = self.module.names.qualified(item.func if isinstance(item, cst.Call) else item)
+        return name in _SCOPES or last_name(item) in self.module.locks()
 
     def runs_app(self, node: cst.CSTNode) -> bool:
         """
@@ -294,10 +298,11 @@ class Unit:
             if isinstance(item.item, cst.Call)
         } - {""}
 
-    def _becomes_a_limit(self, node: cst.With, name: str) -> bool:
+    def _becomes_a_limit(self, node: cst.With) -> bool:
         call: Any = node.items[0].item
         if (
-            name != "anyio.fail_after"
+            not isinstance(call, cst.Call)
+            or self.module.names.qualified(call.func) != "anyio.fail_after"
             or len(node.items) != 1
             or node.items[0].asname is not None
             or len(call.args) != 1
