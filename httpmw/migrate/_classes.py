@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
+from ._http import doubt
 from ._lookup import ancestors
 from ._module import Class, dispatch_argument, is_base_init
 from ._names import dotted, find, is_none
@@ -84,6 +85,8 @@ def _outside(project: Project, each: Class) -> None:
     # A dispatch in a class whose base is not here: a middleware of somebody else's.
     bases = [base.value for base in each.node.bases]
     foreign = [base for base in bases if project.lookup.find_class(each.module, base) is None]
+    if doubt(project.lookup, each.module, each.methods["dispatch"]) == "":
+        return  # it is nothing of HTTP
     if not foreign or dotted(foreign[0]) in {"object", "ABC", "Protocol", "Generic"}:
         return
     unit = project.unit(each.module, each.methods["dispatch"], "class")

@@ -217,6 +217,17 @@ _ALL = (
         "Dropping this one would drop a call as well.",
     ),
     Code(
+        "HM122",
+        "It may not be HTTP",
+        "`{name}` takes `call_next`, but is not known to be HTTP middleware: {what}.",
+        "Where it is, give the files in which it is registered, or annotate its first parameter "
+        "with `starlette.requests.Request`; where it is not, there is nothing to do.",
+        "The name `call_next` is used by middleware of other kinds as well: of MCP servers such "
+        "as FastMCP, of message queues, of RPC. A function that is registered nowhere in the run "
+        "is converted only if its first parameter is a request by its name or its annotation, "
+        "and never as a method of a class whose base is not in the run.",
+    ),
+    Code(
         "HM180",
         "The paired runs differ",
         "old and new version differ: {what}.",

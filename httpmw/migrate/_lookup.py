@@ -10,8 +10,7 @@ from typing import Any
 import libcst as cst
 
 from ._module import Class, Module
-from ._names import dotted, find, module_name
-from ._parameters import takes_call_next
+from ._names import dotted, module_name
 
 __all__ = ["Lookup", "ancestors", "inherited", "is_super"]
 
@@ -34,9 +33,15 @@ class Lookup:
         """
         self.modules[module.path] = module
         self._by_name.setdefault(module_name(module.path).rpartition(".")[2], []).append(module)
-        for name in (*module.classes, *module.functions, *module.values):
+        for name in {*module.classes, *module.functions, *module.values, *module.annotated}:
             self._defining.setdefault(name, []).append(module)
         self._found.clear()
+
+    def has_package(self, name: str) -> bool:
+        """
+        Tell whether a top level package may be one of the run.
+        """
+        return any(f".{name}." in f".{module_name(path)}." for path in self.modules)
 
     def all_classes(self) -> Iterator[Class]:
         """
@@ -70,7 +75,7 @@ class Lookup:
         first = name.partition(".")[0]
         if first not in module.names.imports or first == name:
             here = self._here(module, name)
-            if here is not None:
+            if here is not None or name in module.ambiguous:
                 return here
         qualified = module.names.qualified(node)
         if "." not in qualified or depth > 4:  # noqa: PLR2004
@@ -85,12 +90,16 @@ class Lookup:
         return self._re_exported(origin, last)
 
     def _here(self, module: Module, name: str) -> Any:
+        if name in module.ambiguous:
+            return None
         if name in module.classes:
             return module.classes[name]
         if name in module.functions:
             return module.functions[name], module
         if name in module.values:
             return module.values[name], module
+        if name in module.annotated:
+            return cst.Annotation(module.annotated[name]), module
         ends = f".{name}"
         inner = [each for key, each in module.functions.items() if key.endswith(f"<locals>{ends}")]
         if len(inner) == 1:
@@ -113,68 +122,6 @@ class Lookup:
             and (here := self._here(each, name)) is not None
         ]
         return found[0] if len(found) == 1 else None
-
-    def function(self, module: Module, node: cst.CSTNode, owner: Class | None) -> Any:
-        """
-        Find the function that a registration or a delegation names, and its module.
-        """
-        if isinstance(node, cst.Call):
-            return self._made(module, node)
-        if isinstance(node, cst.Attribute):
-            method = self._method(module, node, owner)
-            if method is not None:
-                return method
-        found = self.find(module, node)
-        if isinstance(found, tuple):
-            what, where = found
-            if isinstance(what, cst.FunctionDef):
-                return what, where
-            if isinstance(what, cst.Call):
-                return self._made(where, what)
-        return None, None
-
-    def _method(self, module: Module, node: cst.Attribute, owner: Class | None) -> Any:
-        name = node.attr.value
-        if isinstance(node.value, cst.Call) and dotted(node.value.func) == "super":
-            return None if owner is None else inherited(owner, name)
-        if dotted(node.value) in {"self", "cls"} and owner is not None:
-            if name in owner.methods:
-                return owner.methods[name], owner.module
-            return inherited(owner, name)
-        if isinstance(node.value, cst.Call):
-            made = self.find(module, node.value.func)
-            if isinstance(made, Class):
-                method = made.methods.get(name)
-                return inherited(made, name) if method is None else (method, made.module)
-        if dotted(node) and dotted(node).partition(".")[0] in module.names.imports:
-            return None
-        # Some object: the one method of that name, where there is one.
-        found = [
-            (each.methods[name], each.module)
-            for each in self.all_classes()
-            if name in each.methods and takes_call_next(each.methods[name])
-        ]
-        return found[0] if len(found) == 1 else None
-
-    def _made(self, module: Module, node: cst.Call) -> Any:
-        # An object with `__call__`, or what a function returns.
-        found = self.find(module, node.func)
-        if isinstance(found, Class):
-            if "__call__" in found.methods:
-                return found.methods["__call__"], found.module
-            return inherited(found, "__call__") or (None, None)
-        if isinstance(found, tuple) and isinstance(found[0], cst.FunctionDef):
-            factory, where = found
-            inner = {
-                each.name.value: each
-                for each in find(factory.body, cst.FunctionDef)
-                if takes_call_next(each)
-            }
-            names = {dotted(each.value) for each in find(factory.body, cst.Return) if each.value}
-            chosen = [each for name, each in inner.items() if name in names]
-            if len(chosen) == 1:
-                return chosen[0], where
-        return None, None
 
 
 def ancestors(each: Class) -> list[Class]:

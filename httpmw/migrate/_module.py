@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ._names import Names, children, dotted, find, is_http_decorator, last_name
+from ._names import Names, children, dotted, find, is_http_decorator, is_none, last_name, own_scope
 from ._positions import positions
 from ._references import references
 from ._scan import Problem
@@ -22,6 +22,7 @@ __all__ = [
     "ORIGINS",
     "Class",
     "Module",
+    "Place",
     "Registration",
     "dispatch_argument",
     "imports_base",
@@ -68,8 +69,19 @@ class Registration:
     # `'app.middleware("http")(fn)'` or `"dispatch="`.
     how: str
     target: cst.BaseExpression | None
-    owner: Class | None
+    place: Place
     unit: Unit | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    Where an expression stands: its file, its class, and the functions around it, from the outside.
+    """
+
+    module: Module
+    owner: Class | None = None
+    scopes: tuple[cst.FunctionDef, ...] = ()
 
 
 @dataclass(eq=False)
@@ -86,8 +98,14 @@ class Module:
     qualnames: dict[int, str] = field(default_factory=dict)
     owners: dict[int, Class | None] = field(default_factory=dict)
     classes: dict[str, Class] = field(default_factory=dict)
-    # Module level `name = value`.
+    classes_by_node: dict[int, Class] = field(default_factory=dict)
+    # The functions around each function, from the outside, and the class around it.
+    places: dict[int, Place] = field(default_factory=dict)
+    # Module level `name = value`, and `name: annotation`.
     values: dict[str, cst.BaseExpression] = field(default_factory=dict)
+    annotated: dict[str, cst.BaseExpression] = field(default_factory=dict)
+    # The names that mean one thing on one way, and another one on another way.
+    ambiguous: set[str] = field(default_factory=set)
     registrations: list[Registration] = field(default_factory=list)
     units: dict[int, Unit] = field(default_factory=dict)
     problems: list[tuple[Problem, str]] = field(default_factory=list)
@@ -223,54 +241,88 @@ def read(path: str, source: str) -> Module:
 
 
 def _collect(module: Module) -> None:
-    stack: list[tuple[cst.CSTNode, str, Class | None]] = [(module.tree, "", None)]
+    stack: list[tuple[cst.CSTNode, str, Place]] = [(module.tree, "", Place(module))]
     while stack:
-        node, prefix, owner = stack.pop()
+        node, prefix, place = stack.pop()
         for each in children(node):
             if isinstance(each, cst.ClassDef):
                 qualname = prefix + each.name.value
                 inner = Class(module, qualname, each)
-                module.classes[qualname] = inner
-                stack.append((each.body, f"{qualname}.", inner))
-                stack.extend((d, prefix, owner) for d in (*each.decorators, *each.bases))
+                if qualname in module.classes and not prefix:
+                    module.ambiguous.add(qualname)
+                module.classes[qualname] = module.classes_by_node[id(each)] = inner
+                stack.append((each.body, f"{qualname}.", Place(module, inner, place.scopes)))
+                stack.extend((d, prefix, place) for d in (*each.decorators, *each.bases))
             elif isinstance(each, cst.FunctionDef):
-                qualname = prefix + each.name.value
-                while qualname in module.functions:
-                    qualname += "'"
-                module.functions[qualname] = each
-                module.qualnames[id(each)] = qualname
-                method = owner if prefix and owner and prefix == f"{owner.qualname}." else None
-                module.owners[id(each)] = method
-                if method is not None:
-                    method.methods[each.name.value] = each
-                stack.append((each.body, f"{qualname}.<locals>.", owner))
-                stack.extend((d, prefix, owner) for d in each.decorators)
+                _collect_function(module, each, prefix, place)
+                scopes = (*place.scopes, each)
+                qualname = module.qualnames[id(each)]
+                stack.append(
+                    (each.body, f"{qualname}.<locals>.", Place(module, place.owner, scopes))
+                )
+                stack.extend((d, prefix, place) for d in each.decorators)
             else:
                 if isinstance(each, cst.Call):
-                    registration = _registration(module, each, owner)
+                    registration = _registration(module, each, place)
                     if registration is not None:
                         module.registrations.append(registration)
-                elif isinstance(each, cst.Assign) and not prefix:
-                    for target in each.targets:
-                        if isinstance(target.target, cst.Name):
-                            module.values[target.target.value] = each.value
-                elif isinstance(each, cst.AnnAssign) and not prefix and each.value is not None:
-                    module.values[dotted(each.target)] = each.value
-                stack.append((each, prefix, owner))
+                elif isinstance(each, (cst.Assign, cst.AnnAssign)) and not prefix:
+                    _collect_values(module, each)
+                elif isinstance(each, cst.Global) and place.scopes:
+                    declared = {one.name.value for one in each.names}
+                    for node in own_scope(place.scopes[-1].body):
+                        if isinstance(node, (cst.Assign, cst.AnnAssign)):
+                            _collect_values(module, node, declared)
+                stack.append((each, prefix, place))
 
 
-def _registration(module: Module, call: cst.Call, owner: Class | None) -> Registration | None:
+def _collect_function(module: Module, node: cst.FunctionDef, prefix: str, place: Place) -> None:
+    qualname = prefix + node.name.value
+    while qualname in module.functions:
+        if not prefix:
+            module.ambiguous.add(qualname)
+        qualname += "'"
+    module.functions[qualname] = node
+    module.qualnames[id(node)] = qualname
+    module.places[id(node)] = place
+    owner = place.owner
+    method = owner if prefix and owner and prefix == f"{owner.qualname}." else None
+    module.owners[id(node)] = method
+    if method is not None:
+        method.methods[node.name.value] = node
+
+
+def _collect_values(
+    module: Module, node: cst.Assign | cst.AnnAssign, declared: set[str] | None = None
+) -> None:
+    for target in targets(node):
+        name = dotted(target)
+        if not isinstance(target, cst.Name) or (declared is not None and name not in declared):
+            continue
+        if isinstance(node, cst.AnnAssign):
+            module.annotated[name] = node.annotation.annotation
+        if node.value is None:
+            continue
+        before = module.values.get(name)
+        if before is None or is_none(before):
+            module.values[name] = node.value
+        elif not is_none(node.value) and not before.deep_equals(node.value):
+            module.values[name] = node.value
+            module.ambiguous.add(name)
+
+
+def _registration(module: Module, call: cst.Call, place: Place) -> Registration | None:
     func = call.func
     if isinstance(func, cst.Call) and is_http_decorator(func) and len(call.args) == 1:
-        return Registration(call, 'app.middleware("http")(fn)', call.args[0].value, owner)
+        return Registration(call, 'app.middleware("http")(fn)', call.args[0].value, place)
     for position, arg in enumerate(call.args):
         if not module.is_base(arg.value):
             continue
         if last_name(func) in {"isinstance", "issubclass", "cast", "TypeVar"}:
             return None
-        return Registration(call, "dispatch=", dispatch_argument(call.args[position + 1 :]), owner)
+        return Registration(call, "dispatch=", dispatch_argument(call.args[position + 1 :]), place)
     if module.is_base(func):
-        return Registration(call, "dispatch=", dispatch_argument(call.args[1:]), owner)
+        return Registration(call, "dispatch=", dispatch_argument(call.args[1:]), place)
     return None
 
 

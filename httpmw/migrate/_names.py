@@ -143,6 +143,8 @@ class Names:
             self._package = self._package[:-1]
         self.imports: dict[str, str] = {}
         self.stars: list[str] = []
+        # What is imported from the own package.
+        self.relative: set[str] = set()
         for node in find(module, cst.Import, cst.ImportFrom):
             if isinstance(node, cst.Import):
                 self._import(node)
@@ -167,6 +169,8 @@ class Names:
             name = dotted(alias.name)
             here = name if alias.asname is None else dotted(alias.asname.name)
             self.imports[here] = f"{base}.{name}" if base else name
+            if node.relative:
+                self.relative.add(here)
 
     def origin(self, node: cst.ImportFrom) -> str:
         """

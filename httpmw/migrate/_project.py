@@ -13,10 +13,12 @@ from collections.abc import Iterator
 import libcst as cst
 
 from ._classes import families, find_units
-from ._lookup import Lookup, is_super
-from ._module import Class, Module, read
-from ._names import find, is_http_decorator
-from ._parameters import is_middleware
+from ._http import doubt
+from ._lookup import Lookup, ancestors, is_super
+from ._module import Class, Module, Registration, read
+from ._names import dotted, find, is_http_decorator, last_name
+from ._objects import Objects
+from ._parameters import is_middleware, takes_call_next
 from ._scan import Problem, Site, snippet
 from ._unit import Unit
 from ._uses import Uses, is_test
@@ -31,6 +33,7 @@ class Project:
 
     def __init__(self) -> None:
         self.lookup = Lookup()
+        self.objects = Objects(self.lookup)
         # The files that cannot be written, and why.
         self.frozen: dict[str, str] = {}
         self._resolved = False
@@ -97,6 +100,7 @@ class Project:
         if self._resolved:
             return
         self._resolved = True
+        self._doubts: list[tuple[Module, cst.FunctionDef, str]] = []
         for module in self.modules.values():
             module.forget()
         find_units(self)
@@ -107,7 +111,9 @@ class Project:
         for module in self.modules.values():
             self._unregistered(module)
         self._analyse()
-        Uses(self.lookup, list(self.all_units())).find()
+        self._doubted()
+        Uses(self.objects, list(self.all_units())).find()
+        self._held_back()
         self._settle()
 
     def all_units(self) -> Iterator[Unit]:
@@ -132,12 +138,18 @@ class Project:
                 owner.units.append(unit)
         return unit
 
-    def target(self, module: Module, node: cst.BaseExpression, owner: Class | None) -> Unit | None:
+    def target(self, registration: Registration) -> Unit | None:
         """
-        Find the unit that a registration or a delegation names.
+        Find the unit that a registration names.
         """
-        function, where = self.lookup.function(module, node, owner)
-        return None if function is None else self.unit(where, function, "function")
+        function, where = self.objects.function(registration.place, registration.target)
+        if function is None:
+            return None
+        owner = where.owners[id(function)]
+        # What follows a protocol is not known by its bases.
+        if owner is not None and _is_protocol(owner):
+            return None
+        return self.unit(where, function, "function")
 
     def _decorated(self, module: Module) -> None:
         for node in module.functions.values():
@@ -147,9 +159,7 @@ class Project:
     def _registered(self, module: Module) -> None:
         for registration in module.registrations:
             target = registration.target
-            unit = None
-            if target is not None:
-                unit = self.target(module, target, registration.owner)
+            unit = None if target is None else self.target(registration)
             if unit is None:
                 what = snippet(registration.call if target is None else target)
                 problem = Problem("HM114", registration.call, {"what": what})
@@ -162,6 +172,21 @@ class Project:
             unit.registrations.append(registration)
             if target is not None:
                 unit.uses.update(id(each) for each in find(target, cst.Name))
+            self._with_overriding(unit)
+
+    def _with_overriding(self, unit: Unit) -> list[Unit]:
+        """
+        Take the methods that may be called in the place of one together with it.
+        """
+        found = []
+        if unit.owner is not None and unit.registered != "class":
+            for method, owner in _overriding(self.lookup, unit.owner, unit.node.name.value):
+                other = self.unit(owner.module, method, unit.kind)
+                if other.registered == "elsewhere":
+                    other.registered, other.kind = unit.registered, unit.kind
+                unit.link(other)
+                found.append(other)
+        return found
 
     def _unregistered(self, module: Module) -> None:
         if is_test(module.path):
@@ -172,7 +197,51 @@ class Project:
             owner = module.owners[id(node)]
             if owner is not None and owner.derives and node.name.value == "dispatch":
                 continue
-            self.unit(module, node, "function" if owner is None else "object")
+            what = doubt(self.lookup, module, node)
+            if what is None:
+                self.unit(module, node, "function" if owner is None else "object")
+            elif what:
+                self._doubts.append((module, node, what))
+
+    def _doubted(self) -> None:
+        for module, node, what in self._doubts:
+            if id(node) not in module.units:  # which it is where `call_next` is handed to it
+                qualname = module.qualnames[id(node)]
+                problem = Problem("HM122", node, {"name": node.name.value, "what": what})
+                module.problems.append((problem, qualname))
+
+    def _held_back(self) -> None:
+        """
+        Leave what a registration that is not understood may mean.
+        """
+        for module in self.modules.values():
+            for registration in module.registrations:
+                if registration.unit is not None:
+                    continue
+                target = registration.target
+                what = snippet(registration.call if target is None else target)
+                where = f"HM114 at {module.where(registration.call)}"
+                for unit in self.all_units():
+                    if self._may_mean(registration, module, unit):
+                        unit.say("HM115", unit.node, name=what, what=where)
+
+    def _may_mean(self, registration: Registration, module: Module, unit: Unit) -> bool:
+        if unit.kind == "class":
+            return False  # a class of middleware is registered as it is
+        name, target = unit.node.name.value, registration.target
+        if target is not None:
+            if name in {each.value for each in find(target, cst.Name)}:
+                return True
+            func = target.func if isinstance(target, cst.Call) else target
+            if unit.qualname.startswith(f"{last_name(func)}.<locals>."):
+                return True
+            if isinstance(func, cst.Attribute) and func is target and name != "__call__":
+                return False
+            top = module.names.qualified(func).partition(".")[0]
+            imported = dotted(func).partition(".")[0] in module.names.imports
+            if imported and not self.lookup.has_package(top):
+                return False
+        return unit.registered == "elsewhere"
 
     def _analyse(self) -> None:
         waiting = list(self.all_units())
@@ -195,6 +264,11 @@ class Project:
                 callee.uses.update(id(each) for each in find(site.call.func, cst.Name))
                 if not callee.analysed:
                     waiting.append(callee)
+                if not is_super(site.call.func):
+                    for other in self._with_overriding(callee):
+                        if not other.analysed:
+                            other.handed = callee.handed and other.parameter_of(site)
+                            waiting.append(other)
                 if id(site.node) in unit.flow.guarded and callee.raises_http():
                     what = "an HTTPException of the callee would not be caught here any more"
                     unit.say("HM101", site.call, name=unit.call_next, what=what)
@@ -203,7 +277,7 @@ class Project:
                 unit.hold(self.lookup)
 
     def _callee(self, unit: Unit, site: Site) -> Unit | None:
-        function, where = self.lookup.function(unit.module, site.call.func, unit.owner)
+        function, where = self.objects.function(unit.inside(), site.call.func)
         if function is None:
             return None
         callee = where.units.get(id(function))
@@ -286,6 +360,29 @@ class Project:
             and all(self.converts(unit) for unit in units)
             and not any(one.problems for one in family)
         )
+
+
+def _is_protocol(owner: Class) -> bool:
+    return any(
+        last_name(each.value.value if isinstance(each.value, cst.Subscript) else each.value)
+        == "Protocol"
+        for each in owner.node.bases
+    )
+
+
+def _overriding(lookup: Lookup, owner: Class, name: str) -> list[tuple[cst.FunctionDef, Class]]:
+    """
+    Find the methods of a name in the classes that are related to one.
+    """
+    related = {id(owner), *(id(each) for each in ancestors(owner))}
+    return [
+        (each.methods[name], each)
+        for each in lookup.all_classes()
+        if name in each.methods
+        and each is not owner
+        and takes_call_next(each.methods[name])
+        and (id(each) in related or related & {id(one) for one in ancestors(each)})
+    ]
 
 
 def _outside_bases(unit: Unit) -> str:

@@ -11,10 +11,10 @@ __all__ = ["references"]
 
 def references(tree: cst.CSTNode) -> dict[str, list[cst.Name]]:
     """
-    Find the uses of each name of a module.
+    Find the uses of each name of a module, or of a function by its body.
 
     No definitions, attributes, keywords, parameters or imports are among them, and nothing in a
-    scope that has a variable of that name.
+    scope that has a variable of that name. Of the body of a function its own names are found.
     """
     found: dict[str, list[cst.Name]] = {}
     nothing: frozenset[str] = frozenset()
@@ -51,6 +51,8 @@ def _locals(node: cst.CSTNode) -> frozenset[str]:
             names |= _bound(each.target)
         elif isinstance(each, cst.AsName):
             names |= _bound(each.name)
+        elif isinstance(each, (cst.FunctionDef, cst.ClassDef)):
+            names.add(each.name.value)
         elif isinstance(each, (cst.Global, cst.Nonlocal)):
             shared |= {one.name.value for one in each.names}
     return frozenset(names - shared)

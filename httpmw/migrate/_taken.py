@@ -36,7 +36,7 @@ class Taken:
         bound = {each.name.value for each in own_parameters(unit.node)}
         bound |= self.flow.rebound | received
         self.taking = Taking(unit.node.body)
-        self.surroundings = Surroundings(lookup, unit.module, unit.owner, bound)
+        self.surroundings = Surroundings(lookup, unit.inside(), bound)
         self.quiet = Quiet(unit.module.names, unit.request, received, self.flow.rebound)
         # The calls of the app behind which the function ends.
         self.answers = {

@@ -10,6 +10,7 @@ from . import _flow, _scan, _state
 from ._build import without
 from ._certain import Certain
 from ._held import Held, hold
+from ._module import Place
 from ._names import dotted, find, is_http_decorator, last_name, own_scope
 from ._parameters import own_parameters
 from ._rewrite import Rewriter, Spelling
@@ -77,6 +78,13 @@ class Unit:
 
     def say(self, code: str, node: cst.CSTNode, **details: str) -> None:
         self.problems.append(Problem(code, node, details))
+
+    def inside(self) -> Place:
+        """
+        Give the place of what stands in it.
+        """
+        around = self.module.places[id(self.node)]
+        return Place(self.module, around.owner, (*around.scopes, self.node))
 
     def errors(self) -> list[Problem]:
         return [each for each in self.problems if each.code.startswith("HM1")]

@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import libcst as cst
 
-from ._lookup import Lookup, inherited, is_super
-from ._module import Class, Module, targets
-from ._names import dotted, find, last_name, own_scope
+from ._lookup import ancestors, inherited, is_super
+from ._module import Class, Module, Place, targets
+from ._names import children, dotted, find, last_name, own_scope
+from ._objects import Objects
+from ._references import references
 from ._scan import Problem, snippet
 from ._unit import Unit
 
@@ -27,8 +29,9 @@ class Uses:
     The other uses of the units of a run.
     """
 
-    def __init__(self, lookup: Lookup, units: Sequence[Unit]) -> None:
-        self.lookup = lookup
+    def __init__(self, objects: Objects, units: Sequence[Unit]) -> None:
+        self.objects = objects
+        self.lookup = objects.lookup
         self.units = units
 
     def find(self) -> None:
@@ -41,11 +44,13 @@ class Uses:
                 self._uses_of_instances(unit)
             if unit.registered == "class" or name in {"dispatch", "__call__"}:
                 continue
-            for module in self.lookup.modules.values():
-                if unit.owner is None:
+            if unit.owner is not None:
+                self._uses_of_attribute(unit, name)
+            elif "<locals>" in unit.qualname:
+                self._uses_of_local(unit, name)
+            else:
+                for module in self.lookup.modules.values():
                     self._uses_of_name(unit, name, module)
-                elif module is unit.module:
-                    self._uses_of_attribute(unit, name, module)
         self._calls_by_hand()
 
     def _uses_of_name(self, unit: Unit, name: str, module: Module) -> None:
@@ -55,13 +60,17 @@ class Uses:
             )
             if not isinstance(found, tuple) or found[0] is not unit.node:
                 return
-        elif "<locals>" not in unit.qualname and module.named(name) != 1:
+        elif name in module.ambiguous:
             return
-        understood = set(unit.uses)
-        if "<locals>" in unit.qualname:
-            # A function that returns it: who calls that registers it.
-            understood |= module.returned()
-        self._each_use(unit, name, module, understood)
+        self._each_use(unit, module.references(name), module, unit.uses)
+
+    def _uses_of_local(self, unit: Unit, name: str) -> None:
+        module = unit.module
+        around = module.places[id(unit.node)].scopes
+        # What a function returns is registered by who calls that.
+        understood = unit.uses | module.returned()
+        found = references(around[-1].body).get(name, ()) if around else ()
+        self._each_use(unit, found, module, understood)
 
     def _uses_of_instances(self, unit: Unit) -> None:
         # `middleware = TokenScoping()` at module level, and who imports it.
@@ -77,32 +86,45 @@ class Uses:
                         attributes = {id(each.value) for each in find(module.tree, cst.Attribute)}
                         targets = {id(each.target) for each in find(module.tree, cst.AssignTarget)}
                         understood = unit.uses | attributes | targets
-                        self._each_use(unit, name, module, understood)
+                        self._each_use(unit, module.references(name), module, understood)
 
-    def _each_use(self, unit: Unit, name: str, module: Module, understood: set[int]) -> None:
+    def _each_use(
+        self, unit: Unit, found: Sequence[cst.Name], module: Module, understood: set[int]
+    ) -> None:
         calls: dict[int, cst.Call] = {}
-        if is_test(module.path) and module.references(name):
+        if is_test(module.path) and found:
             calls = {
                 id(call.func): call
                 for call in find(module.tree, cst.Call)
                 if len(call.args) == 2  # noqa: PLR2004
             }
-        for node in module.references(name):
+        for node in found:
             if id(node) in understood:
                 continue
             if id(node) in calls:
                 module.by_hand.append((calls[id(node)], unit))
                 continue
-            unit.say("HM113", unit.node, name=name, what=module.where(node))
+            unit.say("HM113", unit.node, name=node.value, what=module.where(node))
             return
 
-    def _uses_of_attribute(self, unit: Unit, name: str, module: Module) -> None:
-        for node in find(module.tree, cst.Attribute):
-            if node.attr.value != name or dotted(node.value) not in {"self", "cls"}:
+    def _uses_of_attribute(self, unit: Unit, name: str) -> None:
+        used = {use for each in self.units if each.node.name.value == name for use in each.uses}
+        for module in self.lookup.modules.values():
+            if f".{name}" not in module.source:
                 continue
-            if id(node.attr) not in unit.uses:
-                unit.say("HM113", unit.node, name=name, what=module.where(node))
-                return
+            for node, call, place in _attributes(module, name):
+                if id(node.attr) not in used and self._is_use(unit, node, call, place):
+                    unit.say("HM113", unit.node, name=name, what=module.where(node))
+                    return
+
+    def _is_use(self, unit: Unit, node: cst.Attribute, call: cst.Call | None, place: Place) -> bool:
+        owner = self.objects.instance(place, node.value)
+        if owner is not None:
+            return unit.owner in {owner, *ancestors(owner)}
+        if dotted(node).partition(".")[0] in {"self", "cls", *place.module.names.imports}:
+            return False
+        # Of some object: what could be a call with a request and `call_next`, or is handed on.
+        return call is None or len(call.args) == 2  # noqa: PLR2004
 
     def _calls_by_hand(self) -> None:
         """
@@ -196,6 +218,26 @@ class Uses:
         method = each.methods.get(name)
         found = (method, each.module) if method is not None else inherited(each, name)
         return None if found is None else found[1].units.get(id(found[0]))
+
+
+def _attributes(
+    module: Module, name: str
+) -> Iterator[tuple[cst.Attribute, cst.Call | None, Place]]:
+    """
+    Find the attributes of a name, with the calls of them, and where they stand.
+    """
+    stack: list[tuple[cst.CSTNode, cst.Call | None, Place]] = [(module.tree, None, Place(module))]
+    while stack:
+        node, call, place = stack.pop()
+        if isinstance(node, cst.Attribute) and node.attr.value == name:
+            yield node, call, place
+        if isinstance(node, cst.FunctionDef):
+            place = Place(module, place.owner, (*place.scopes, node))
+        elif isinstance(node, cst.ClassDef):
+            place = Place(module, module.classes_by_node[id(node)], place.scopes)
+        for each in children(node):
+            called = node if isinstance(node, cst.Call) and each is node.func else None
+            stack.append((each, called, place))
 
 
 def is_test(path: str) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 import libcst as cst
 
 from ._lookup import Lookup
-from ._module import Class, Module, targets
+from ._module import Class, Module, Place, targets
 from ._names import dotted, find, is_none, last_name, own_scope
+from ._objects import Objects
 from ._shape import can_end
 
 __all__ = ["CLEARING", "Surroundings", "Taking", "bound"]
@@ -185,17 +186,15 @@ class Surroundings:
 
     Args:
         lookup: The files of the run.
-        module: The file of the function.
-        owner: Its class.
+        place: The inside of the function.
         bound: The names that stand for something of the function itself.
     """
 
-    def __init__(
-        self, lookup: Lookup, module: Module, owner: Class | None, bound: set[str]
-    ) -> None:
+    def __init__(self, lookup: Lookup, place: Place, bound: set[str]) -> None:
         self.lookup = lookup
-        self.module = module
-        self.owner = owner
+        self.objects = Objects(lookup)
+        self.place = place
+        self.module = place.module
         self.bound = bound
         # The names of the managers that are defined in other files.
         self.elsewhere: set[str] = set()
@@ -227,7 +226,7 @@ class Surroundings:
         if found is not None:
             where, known = found.module, _class_only_takes(found)
         else:
-            function, where = self.lookup.function(self.module, func, self.owner)
+            function, where = self.objects.function(self.place, func)
             known = (
                 function is not None
                 and where.named(function.name.value) == 1
