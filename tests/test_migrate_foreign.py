@@ -326,6 +326,20 @@ def test_a_class_of_middleware_of_another_library_is_no_outside_base() -> None:
     assert done.diagnostics == []
 
 
+def test_a_file_of_the_name_of_a_library() -> None:
+    """`integrations/mcp.py` is not where `mcp.server` is imported from."""
+    done = run(
+        sdk__integrations__mcp="""
+            from mcp.server import Context
+
+            async def trace(ctx: "Context[Any]", call_next):
+                return await call_next(ctx)
+            """,
+    )
+
+    assert codes(done["sdk/integrations/mcp"]) == []
+
+
 def test_both_kinds_in_one_run() -> None:
     """HTTP middleware is converted beside middleware of an MCP server, and only that."""
     mcp = textwrap.dedent(FOREIGN["a hook of an MCP server"]).lstrip("\n")

@@ -160,8 +160,9 @@ _ALL = (
         "what is registered here is not known: `{what}`.",
         "Write `HTTPMiddleware` and pass a middleware function, when the function has been "
         "converted.",
-        "The codemod follows names, imports, methods, objects made at module level and functions "
-        "that return a function. It found none here.",
+        "The codemod follows names, imports, variables, annotations, attributes and what "
+        "functions return. It found nothing here, or two things. What the registration could "
+        "mean is left with it.",
     ),
     Code(
         "HM115",

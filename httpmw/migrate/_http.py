@@ -110,7 +110,7 @@ class _Doubt:
             return self.class_of_requests(found, depth)
         if isinstance(found, tuple):
             return self.alias(found, depth)
-        if self.is_near(module, node):
+        if self.lookup.is_near(module, node):
             return _Is.UNSURE
         if origin.partition(".")[0] in ORIGINS:
             return _Is.HTTP if name in _REQUESTS or name.endswith("Request") else _Is.OTHER
@@ -148,7 +148,7 @@ class _Doubt:
         name = last_name(node)
         if name in _ENDPOINTS:
             top = module.names.qualified(node).partition(".")[0]
-            near = top in {*ORIGINS, name} or self.is_near(module, node)
+            near = top in {*ORIGINS, name} or self.lookup.is_near(module, node)
             return _Is.HTTP if near else _Is.OTHER
         if name in _CHAINS or name in {"Any", "object"}:
             return self.arguments(node)
@@ -183,18 +183,8 @@ class _Doubt:
         Tell whether a name comes from a library that is none of ours.
         """
         name = module.names.qualified(node)
-        known = name.partition(".")[0] in _OURS or self.is_near(module, node)
+        known = name.partition(".")[0] in _OURS or self.lookup.is_near(module, node)
         return "." in name and not known
-
-    def is_near(self, module: Module, node: cst.BaseExpression) -> bool:
-        """
-        Tell whether a name is imported from the files of the run.
-        """
-        names = module.names
-        if dotted(node).partition(".")[0] in names.relative:
-            return True
-        top, dot, _ = names.qualified(node).partition(".")
-        return bool(dot) and self.lookup.has_package(top)
 
     # ------------------------------------------------------------------ classes
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 from typing import Any
 
 import libcst as cst
@@ -26,6 +28,9 @@ class Lookup:
         self._by_name: dict[str, list[Module]] = {}
         self._defining: dict[str, list[Module]] = {}
         self._found: dict[tuple[str, str], Any] = {}
+        # The paths of the files that were not parsed, and the names of all.
+        self.paths: Iterable[str] = ()
+        self._names: set[str] | None = None
 
     def add(self, module: Module) -> None:
         """
@@ -36,12 +41,30 @@ class Lookup:
         for name in {*module.classes, *module.functions, *module.values, *module.annotated}:
             self._defining.setdefault(name, []).append(module)
         self._found.clear()
+        self._names = None
 
-    def has_package(self, name: str) -> bool:
+    def is_near(self, module: Module, node: cst.CSTNode) -> bool:
         """
-        Tell whether a top level package may be one of the run.
+        Tell whether a name is imported from a file that is, or may be, one of the run.
         """
-        return any(f".{name}." in f".{module_name(path)}." for path in self.modules)
+        if dotted(node).partition(".")[0] in module.names.relative:
+            return True
+        origin = module.names.qualified(node).rpartition(".")[0]
+        if not origin:
+            return False
+        top = origin.partition(".")[0]
+        if top in PurePath(module.path).parent.parts:
+            return True
+        return top not in sys.stdlib_module_names and origin in self._all_names()
+
+    def _all_names(self) -> set[str]:
+        # Of all files, from wherever they may be imported.
+        if self._names is None:
+            self._names = set()
+            for path in (*self.modules, *self.paths):
+                parts = module_name(path).split(".")
+                self._names |= {".".join(parts[start:]) for start in range(len(parts))}
+        return self._names
 
     def all_classes(self) -> Iterator[Class]:
         """

@@ -104,6 +104,8 @@ class Module:
     # Module level `name = value`, and `name: annotation`.
     values: dict[str, cst.BaseExpression] = field(default_factory=dict)
     annotated: dict[str, cst.BaseExpression] = field(default_factory=dict)
+    # The annotations of values, by the ids of these.
+    types: dict[int, cst.BaseExpression] = field(default_factory=dict)
     # The names that mean one thing on one way, and another one on another way.
     ambiguous: set[str] = field(default_factory=set)
     registrations: list[Registration] = field(default_factory=list)
@@ -309,6 +311,8 @@ def _collect_values(
         elif not is_none(node.value) and not before.deep_equals(node.value):
             module.values[name] = node.value
             module.ambiguous.add(name)
+        if name in module.annotated:
+            module.types[id(node.value)] = module.annotated[name]
 
 
 def _registration(module: Module, call: cst.Call, place: Place) -> Registration | None:

@@ -48,6 +48,8 @@ class Objects:
             return _NOTHING
         if isinstance(node, cst.Await):
             return self.function(place, node.expression, depth + 1)
+        if isinstance(node, (cst.BooleanOperation, cst.IfExp)):
+            return self._one_function(((place, each) for each in _sides(node)), depth)
         if isinstance(node, cst.Call):
             return self._made(place, node, depth + 1)
         if isinstance(node, cst.Name):
@@ -66,7 +68,10 @@ class Objects:
                 return what, where
             if isinstance(what, cst.Annotation):
                 return _called(self._annotated(Place(where), what.annotation))
-            return self.function(Place(where), what, depth + 1)
+            given = self.function(Place(where), what, depth + 1)
+            if given[0] is None and (annotation := where.types.get(id(what))) is not None:
+                return _called(self._annotated(Place(where), annotation))
+            return given
         return _NOTHING
 
     def _attribute(self, place: Place, node: cst.Attribute, depth: int) -> Any:
@@ -127,12 +132,7 @@ class Objects:
         if isinstance(node, cst.NamedExpr):
             return self.instance(place, node.value, depth + 1)
         if isinstance(node, (cst.BooleanOperation, cst.IfExp)):
-            sides = (
-                (node.left, node.right)
-                if isinstance(node, cst.BooleanOperation)
-                else (node.body, node.orelse)
-            )
-            return self._one_instance(((place, each) for each in sides), depth)
+            return self._one_instance(((place, each) for each in _sides(node)), depth)
         if isinstance(node, cst.Call):
             return self._instance_made(place, node, depth + 1)
         if isinstance(node, cst.Name):
@@ -146,9 +146,13 @@ class Objects:
             if owner is not None:
                 return self._one_instance(_attributes(owner, node.attr.value), depth)
         found = self.lookup.find(place.module, node)
-        if isinstance(found, tuple) and not isinstance(found[0], cst.FunctionDef):
-            return self._one_instance([(Place(found[1]), found[0])], depth)
-        return None
+        if not isinstance(found, tuple) or isinstance(found[0], cst.FunctionDef):
+            return None
+        what, where = found
+        made = self._one_instance([(Place(where), what)], depth)
+        if made is None and (annotation := where.types.get(id(what))) is not None:
+            return self._annotated(Place(where), annotation)
+        return made
 
     def _one_instance(self, values: Iterable[tuple[Place, Any]], depth: int) -> Class | None:
         found = []
@@ -249,6 +253,12 @@ def _declared(node: cst.CSTNode) -> set[str]:
     if isinstance(node, (cst.Global, cst.Nonlocal)):
         return {each.name.value for each in node.names}
     return set()
+
+
+def _sides(node: cst.BooleanOperation | cst.IfExp) -> tuple[cst.BaseExpression, ...]:
+    if isinstance(node, cst.IfExp):
+        return node.body, node.orelse
+    return node.left, node.right
 
 
 def _names_in(target: cst.CSTNode) -> set[str]:

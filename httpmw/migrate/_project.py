@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import libcst as cst
 
@@ -56,6 +56,12 @@ class Project:
         self.lookup.add(module)
         self._resolved = False
         return module
+
+    def know(self, paths: Iterable[str]) -> None:
+        """
+        Take note of the files of the run that are not parsed, as far as is known by now.
+        """
+        self.lookup.paths = paths
 
     def freeze(self, path: str, what: str) -> None:
         """
@@ -237,9 +243,8 @@ class Project:
                 return True
             if isinstance(func, cst.Attribute) and func is target and name != "__call__":
                 return False
-            top = module.names.qualified(func).partition(".")[0]
             imported = dotted(func).partition(".")[0] in module.names.imports
-            if imported and not self.lookup.has_package(top):
+            if imported and not self.lookup.is_near(module, func):
                 return False
         return unit.registered == "elsewhere"
 

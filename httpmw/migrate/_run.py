@@ -139,6 +139,7 @@ def _convert(
     options: Options, files: dict[str, File | None], result: Result, progress: _Progress
 ) -> None:
     project = Project()
+    project.know(files)
     candidates = [each for each in files.values() if each is not None]
     for file in progress.over(candidates, "parsing"):
         _add(project, file, result)

@@ -76,16 +76,12 @@ class Uses:
         # `middleware = TokenScoping()` at module level, and who imports it.
         for home in self.lookup.modules.values():
             for name, value in home.values.items():
-                if not isinstance(value, cst.Call):
-                    continue
-                if self.lookup.find_class(home, value.func) is not unit.owner:
+                if self.objects.instance(Place(home), value) is not unit.owner:
                     continue
                 unit.aliases.add(name)
                 for module in self.lookup.modules.values():
                     if module is home or self.lookup.find(module, cst.Name(name)) == (value, home):
-                        attributes = {id(each.value) for each in find(module.tree, cst.Attribute)}
-                        targets = {id(each.target) for each in find(module.tree, cst.AssignTarget)}
-                        understood = unit.uses | attributes | targets
+                        understood = unit.uses | _bindings(module)
                         self._each_use(unit, module.references(name), module, understood)
 
     def _each_use(
@@ -218,6 +214,18 @@ class Uses:
         method = each.methods.get(name)
         found = (method, each.module) if method is not None else inherited(each, name)
         return None if found is None else found[1].units.get(id(found[0]))
+
+
+def _bindings(module: Module) -> set[int]:
+    """
+    Give the ids of the names that are bound or looked into, and of those that get another name.
+    """
+    found = {id(each.value) for each in find(module.tree, cst.Attribute)}
+    for node in find(module.tree, cst.AnnAssign, cst.AssignTarget):
+        found.add(id(node.target))
+    for node in find(module.tree, cst.NameItem):
+        found.add(id(node.name))
+    return found | {id(each) for each in module.values.values()}
 
 
 def _attributes(
