@@ -441,3 +441,20 @@ async def test_rate_limit_refuses_and_counts(monkeypatch, caplog):
 
     assert 429 in statuses
     assert 200 in statuses[5:6]
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+async def test_rate_limit_forgets_who_does_not_come_back(side, monkeypatch):
+    """Who was counted in a window that is over is not kept."""
+    module = importlib.import_module(f"docs_src.migrated.rate_limit_{side}")
+    now = 0.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    layer = module.RateLimit(with_routes(Starlette()), requests=1, seconds=10)
+
+    for number in range(5):
+        await run(app=layer, scope={"client": (f"10.0.0.{number}", 1)})
+    assert len(layer.windows) == 5
+    now = 10.0
+    await run(app=layer, scope={"client": ("10.0.0.9", 1)})
+
+    assert list(layer.windows) == ["10.0.0.9"]

@@ -9,11 +9,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import logging
 import re
 import sqlite3
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +25,11 @@ from typing import Any
 import anyio
 import pytest
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import HTTPException as FastAPIHTTPException
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import (
     HTMLResponse,
@@ -58,7 +63,7 @@ from docs_src.recipes import (
     time_limits,
     upload_limits,
 )
-from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareStack
 from httpmw.testing import run, step
 from tests.harness import Chunks
 from tools.docs_code import COPY
@@ -162,6 +167,61 @@ async def test_request_id_takes_nothing_else_than_an_id_from_the_client(app_with
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
 
 
+def served(app: ASGIApp, log: Any) -> ASGIApp:
+    """What servers do around an app: they log what it raises, in the task of the request."""
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        except Exception:
+            log("Exception in ASGI application")
+            raise
+
+    return server
+
+
+async def test_request_id_takes_the_id_of_the_nearest_proxy(app_with):
+    """A proxy may add its own id in another line, behind the client's."""
+    app = app_with({"/": hello}, request_id.with_request_id)
+
+    result = await run(app=app, headers=[("x-request-id", "client"), ("x-request-id", "7F:0@_9")])
+
+    assert result.headers["x-request-id"] == "7F:0@_9"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["before the start", "in the body"])
+async def test_request_id_is_in_what_the_server_logs(app_with, id_log, stream):
+    """The traceback of a request that fails has the id."""
+
+    class Broken(Chunks):
+        async def __anext__(self) -> bytes:
+            raise LookupError("lost")
+
+    async def endpoint(request: Request) -> Response:
+        return StreamingResponse(Broken(b""))
+
+    app = app_with({"/": endpoint if stream else fail}, request_id.with_request_id)
+    log = logging.getLogger("recipes.request_id").info
+    result = await run(app=served(app, log), headers={"x-request-id": "abc-1"}, keep_error=True)
+
+    assert isinstance(result.exception, LookupError)
+    assert id_log.getvalue() == "abc-1 Exception in ASGI application\n"
+
+
+async def test_structlog_has_a_line_for_a_request_that_fails(app_with, capsys):
+    """So has what the server logs of it; and no id that is none is taken from a client."""
+    module = recipe("structlog_context", "structlog")
+    app = app_with({"/": fail}, module.log_context)
+
+    await run(app=served(app, module.log.info), headers={"x-request-id": "a\tb"}, keep_error=True)
+    answered, logged = map(json.loads, capsys.readouterr().out.splitlines())
+
+    assert answered["event"] == "answered"
+    assert (answered["status"], answered["outcome"]) == (None, "no response")
+    assert len(answered["request_id"]) == 32
+    assert logged["request_id"] == answered["request_id"]
+
+
 async def test_structlog_lines_carry_what_was_bound(app_with, capsys):
     """Every line of a request has its id, method and path; the last one tells how it ended."""
     module = recipe("structlog_context", "structlog")
@@ -214,6 +274,16 @@ async def test_access_log_tells_of_an_exception(app_with, caplog):
 
     assert line.startswith("GET / -, 0 bytes in ")
     assert line.endswith(" ms, no response")
+
+
+async def test_access_log_outside_of_the_error_page_knows_it(app_with, caplog):
+    """Added with `add_middleware` it says that there was no response; here it counts the page."""
+    app = app_with({"/": fail})
+    MiddlewareStack.install(app).add(access_log.access_log, outside_errors=True)
+
+    line = await access_line(caplog, app)
+
+    assert line.startswith("GET / 500, 21 bytes in ")
 
 
 async def test_server_timing_has_the_parts_and_the_total(app_with):
@@ -352,6 +422,42 @@ async def test_span_goes_to_the_last_byte(monkeypatch):
     assert span.attributes["http.response.body.size"] == 3
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_span_of_fastapi_is_enough(monkeypatch, sampled):
+    """Inside of a FastAPI that makes spans there is none beside its own."""
+    pytest.importorskip("opentelemetry.sdk")
+    if "telemetry" not in inspect.signature(FastAPI).parameters:
+        pytest.skip("this FastAPI makes no spans")
+    from opentelemetry.sdk.trace import TracerProvider, sampling
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.trace import SpanKind
+
+    module = recipe("opentelemetry_span")
+    exporter = InMemorySpanExporter()
+    sampler = sampling.ALWAYS_ON if sampled else sampling.ALWAYS_OFF
+    theirs = TracerProvider(shutdown_on_exit=False, sampler=sampler)
+    ours = TracerProvider(shutdown_on_exit=False)
+    for provider in (theirs, ours):
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(module, "tracer", ours.get_tracer("test"))
+
+    app = FastAPI(telemetry={"tracer_provider": theirs, "operation_spans": False})
+    app.add_middleware(HTTPMiddleware, dispatch=module.traced)
+    app.add_route("/", hello)
+    await run(app=app)
+    first = [span.name for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+    exporter.clear()
+    app = FastAPI(telemetry={"tracing": False})
+    app.add_middleware(HTTPMiddleware, dispatch=module.traced)
+    app.add_api_route("/", hello, response_model=None)
+    await run(app=app)
+    second = [span.name for span in exporter.get_finished_spans()]
+
+    assert len(first) == (1 if sampled else 0)
+    assert second == ["GET /"]
+
+
 async def test_span_keeps_the_exception():
     """A request that fails has the exception in its span, and an error as its status."""
     pytest.importorskip("opentelemetry.sdk")
@@ -437,8 +543,57 @@ async def test_problem_details(app_with, caplog, path, status, members):
 async def test_problem_details_app():
     """The application of the page answers so for itself."""
     result = await run(app=problem_details.app, path="/nowhere")
+    stock = await run(app=problem_details.app, path="/items/0")
 
     assert result.json() == {"title": "Not Found", "status": 404, "detail": "Not Found"}
+    assert stock.json()["item"] == "tea"
+
+
+async def test_problem_of_a_request_that_is_not_valid():
+    """FastAPI's 422 is a problem, too."""
+    result = await run(app=problem_details.app, path="/items/one")
+
+    assert result.status == 422
+    assert result.headers["content-type"] == "application/problem+json"
+    (error,) = result.json()["errors"]
+    assert error["loc"] == ["path", "number"]
+    assert "detail" not in result.json()
+
+
+@pytest.mark.parametrize(
+    ("detail", "members"),
+    [
+        ({"code": "sold-out", "status": 200}, {"code": "sold-out", "status": 409}),
+        (["one", "two"], {"errors": ["one", "two"]}),
+        ("words", {"detail": "words"}),
+    ],
+)
+async def test_problem_of_a_detail_that_is_no_text(detail, members):
+    """The members of a mapping become members, and `detail` is always a text."""
+
+    async def refuse(request: Request) -> Response:
+        raise FastAPIHTTPException(409, detail)
+
+    app = FastAPI(exception_handlers=problem_details.app.exception_handlers)
+    app.add_route("/", refuse)
+    problem = (await run(app=app)).json()
+
+    assert members.items() <= problem.items()
+    assert isinstance(problem.get("detail", ""), str)
+
+
+@pytest.mark.parametrize(("status", "body"), [(304, False), (499, True)])
+async def test_problem_of_an_unusual_status(status, body):
+    """A status without a body has none, and one without a name is no error."""
+
+    async def refuse(request: Request) -> Response:
+        raise HTTPException(status, "no")
+
+    app = FastAPI(exception_handlers=problem_details.app.exception_handlers)
+    app.add_route("/", refuse)
+    result = await run(app=app)
+
+    assert (result.status, bool(result.body)) == (status, body)
 
 
 @pytest.mark.parametrize("weak", ["", "W/"])
@@ -566,6 +721,29 @@ async def test_compressed_body_is_compared_by_its_etag(app_with):
     assert "content-encoding" not in second.headers
 
 
+async def test_etag_outside_of_what_compresses_is_none(app_with):
+    """What is compressed has no length, so it is left alone there, and never answered with 304."""
+    app = app_with({"/": hello}, etag.etag, compress.compress)
+    accepts = {"accept-encoding": "gzip"}
+
+    first = await run(app=app, headers=accepts)
+    plain = await run(app=app)
+    second = await run(app=app, headers={**accepts, "if-none-match": plain.headers["etag"]})
+
+    assert "etag" not in first.headers
+    assert (first.status, second.status) == (200, 200)
+
+
+async def test_security_headers_inside_of_a_gate_are_not_on_its_refusals(app_with):
+    """Outside of it they are."""
+    gate = auth_gate.gate(known, public=frozenset())
+    inside = app_with({"/": hello}, gate, security_headers.security_headers)
+    outside = app_with({"/": hello}, security_headers.security_headers, gate)
+
+    assert "x-frame-options" not in (await run(app=inside)).headers
+    assert "x-frame-options" in (await run(app=outside)).headers
+
+
 PAGE = b"<head><title>a</title></head><body></body>"
 
 
@@ -589,6 +767,18 @@ async def test_what_has_no_head_stays_as_it_is(app_with):
 
     assert (await run(app=app)).body == b"<p>a</p>"
     assert (await run(app=app, path="/text")).body == PAGE
+
+
+async def test_html_is_not_rewritten_outside_of_what_compresses(app_with):
+    """Inside of it the script is put in first."""
+    page = streaming(PAGE, media_type="text/html")
+    outside = app_with({"/": page}, rewrite_html.live_reload, compress.compress)
+    inside = app_with({"/": page}, compress.compress, rewrite_html.live_reload)
+    accepts = {"accept-encoding": "gzip"}
+
+    assert gzip.decompress((await run(app=outside, headers=accepts)).body) == PAGE
+    rewritten = gzip.decompress((await run(app=inside, headers=accepts)).body)
+    assert rewrite_html.SCRIPT in rewritten
 
 
 # The request
@@ -627,6 +817,18 @@ async def test_gate(app_with, path, headers, status, text):
         assert result.headers["www-authenticate"] == "Bearer"
     else:
         assert result.text == text
+
+
+async def test_gate_outside_of_cors_refuses_preflights(app_with):
+    """A preflight request has no token: CORS stands outside."""
+    gate = Middleware(HTTPMiddleware, dispatch=auth_gate.gate(known, public=frozenset()))
+    cors = Middleware(CORSMiddleware, allow_origins=["https://a.example"])
+    preflight = {"origin": "https://a.example", "access-control-request-method": "GET"}
+
+    wrong = await run(app=Starlette(middleware=[gate, cors]), method="OPTIONS", headers=preflight)
+    right = await run(app=Starlette(middleware=[cors, gate]), method="OPTIONS", headers=preflight)
+
+    assert (wrong.status, right.status) == (401, 200)
 
 
 async def test_gate_answers_through_the_handlers_of_the_application(app_with):
@@ -767,6 +969,25 @@ async def test_upload_without_a_length_is_cut_off(app_with, monkeypatch):
 
     assert (small.status, small.body) == (200, b"abc")
     assert large.status == 413
+
+
+@pytest.mark.parametrize(
+    ("layers", "status"),
+    [
+        ([upload_limits.limit_upload, gunzip_upload.gunzip_upload], 200),
+        ([gunzip_upload.gunzip_upload, upload_limits.limit_upload], 413),
+    ],
+    ids=["limit outside", "limit inside"],
+)
+async def test_limit_counts_packed_bytes_outside_of_what_unpacks(
+    app_with, monkeypatch, layers, status
+):
+    """And unpacked ones inside of it."""
+    monkeypatch.setattr(upload_limits, "LARGEST", 1000)
+    app = app_with({"/": echo}, *layers)
+
+    body = gzip.compress(b"x" * 5000)
+    assert (await run(app=app, method="POST", headers=GZIP, body=[body])).status == status
 
 
 async def test_upload_is_counted_and_hashed(app_with, caplog):
@@ -1034,15 +1255,74 @@ async def test_conditions(path, options, expected):
     assert {"cache-control", "x-robots-tag"} & set(result.headers) == expected
 
 
-async def test_header_on_a_500():
-    """The page for an unhandled exception has the id, and the exception is still raised."""
-    result = await run(
-        app=error_pages.app, path="/broken", headers={"x-request-id": "abc"}, keep_error=True
-    )
+@pytest.mark.parametrize("given", ["abc", "a b"])
+@pytest.mark.parametrize("way", ["by_stack", "around", "by_handler", "by_layer"])
+async def test_header_on_a_500(caplog, way, given):
+    """However it is registered, the page for an unhandled exception has an id that was checked."""
+    app = getattr(error_pages, way)()
+
+    result = await run(app=app, path="/broken", headers={"x-request-id": given}, keep_error=True)
 
     assert result.status == 500
-    assert result.headers["x-request-id"] == "abc"
-    assert isinstance(result.exception, RuntimeError)
+    assert (result.headers["x-request-id"] == given) == (given == "abc")
+    assert len(result.headers.getlist("x-request-id")) == 1
+    # The layer that answers has to log what the server is not told any more.
+    assert (result.exception is None) == (way == "by_layer") == ("database" in caplog.text)
+
+
+SENTRY = """
+import anyio
+import sentry_sdk
+from fastapi import FastAPI, HTTPException
+
+from httpmw import HTTPMiddleware
+from httpmw.testing import run
+
+reported = []
+sentry_sdk.init(
+    "http://key@127.0.0.1:9/1",
+    auto_session_tracking=False,
+    before_send=lambda event, hint: reported.append(event["transaction"]),
+)
+app = FastAPI()
+
+
+@app.get("/endpoint")
+async def endpoint():
+    raise HTTPException(503)
+
+
+@app.get("/layer")
+async def layer():
+    return "hello"
+
+
+async def busy(conn):
+    if conn.scope["path"] == "/layer":
+        raise HTTPException(503)
+    yield
+
+
+app.add_middleware(HTTPMiddleware, dispatch=busy)
+
+
+async def main():
+    for path in ("/endpoint", "/layer"):
+        assert (await run(app=app, path=path)).status == 503
+
+
+anyio.run(main)
+print(reported)
+"""
+
+
+def test_sentry_is_told_of_an_http_exception_of_an_endpoint_only():
+    """One that a middleware function raises is answered by the same handlers, and not reported."""
+    pytest.importorskip("sentry_sdk")
+    command = [sys.executable, "-W", "ignore", "-c", SENTRY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("['/endpoint']\n", 0), done.stderr
 
 
 async def test_maintenance_is_switched_on_and_off_while_serving():

@@ -12,10 +12,18 @@ class RateLimit(HTTPMiddleware):
         self.requests = requests
         self.seconds = seconds
         self.windows: dict[str, tuple[float, int]] = {}
+        self.swept = monotonic()
 
     async def dispatch(self, conn: Connection) -> Flow:
         client = conn.client.host if conn.client else "unknown"
         now = monotonic()
+        if now - self.swept >= self.seconds:  # forget who did not come back
+            self.swept = now
+            self.windows = {
+                name: (began, count)
+                for name, (began, count) in self.windows.items()
+                if now - began < self.seconds
+            }
         began, count = self.windows.get(client, (now, 0))
         if now - began >= self.seconds:
             began, count = now, 0

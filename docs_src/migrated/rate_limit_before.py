@@ -12,12 +12,20 @@ class RateLimit(BaseHTTPMiddleware):
         self.requests = requests
         self.seconds = seconds
         self.windows: dict[str, tuple[float, int]] = {}
+        self.swept = monotonic()
 
     async def dispatch(
         self, request: Request, call_next: RequestResponseEndpoint
     ) -> Response:
         client = request.client.host if request.client else "unknown"
         now = monotonic()
+        if now - self.swept >= self.seconds:  # forget who did not come back
+            self.swept = now
+            self.windows = {
+                name: (began, count)
+                for name, (began, count) in self.windows.items()
+                if now - began < self.seconds
+            }
         began, count = self.windows.get(client, (now, 0))
         if now - began >= self.seconds:
             began, count = now, 0

@@ -8,7 +8,16 @@ from .route_template import route_template
 tracer = trace.get_tracer("shop")
 
 
-async def traced(conn: Connection) -> Flow:
+def traced(conn: Connection) -> Flow | None:
+    # FastAPI makes one itself, from 0.143 on, as an instrumentation does: one is
+    # enough, sampled or not. One that has ended is another request's.
+    span = trace.get_current_span()
+    sampled = span.get_span_context().trace_flags.sampled
+    unsampled = span.get_span_context().is_valid and not sampled
+    return None if span.is_recording() or unsampled else in_a_span(conn)
+
+
+async def in_a_span(conn: Connection) -> Flow:
     with tracer.start_as_current_span(
         conn.method,
         context=propagate.extract(conn.headers),

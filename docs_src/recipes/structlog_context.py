@@ -1,9 +1,9 @@
-from uuid import uuid4
-
 import structlog
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from httpmw import Connection, Flow
+
+from .request_id import id_of
 
 structlog.configure(
     processors=[
@@ -18,16 +18,21 @@ log = structlog.get_logger()
 
 
 async def log_context(conn: Connection) -> Flow:
-    request_id = conn.headers.get("x-request-id") or uuid4().hex
-    with bound_contextvars(
+    request_id = id_of(conn)
+    tokens = bind_contextvars(
         request_id=request_id, method=conn.method, path=conn.url.path
-    ):
+    )
+    response = None
+    try:
         response = yield
         response.headers["x-request-id"] = request_id
         yield response
+    finally:
         log.info(
             "answered",
-            status=response.status_code,
-            bytes=response.bytes_sent,
-            outcome=response.outcome,
+            status=None if response is None else response.status_code,
+            bytes=0 if response is None else response.bytes_sent,
+            outcome="no response" if response is None else response.outcome,
         )
+    # In no `finally`: what is raised is still to be logged by the server.
+    reset_contextvars(**tokens)
