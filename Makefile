@@ -11,7 +11,8 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers load soak mutate differential instrumented leaks corpus migrate-fuzz clean
+	transparency upstream third-party servers load soak mutate differential instrumented leaks corpus migrate-fuzz \
+	pythons pyodide clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -27,6 +28,9 @@ test-all: ## run the test suite on every Python that is here
 		echo "Python $$version"; \
 		$(MAKE) test PYTHON="$$python" VENV="$(VENV)-$$version" </dev/null || exit 1; \
 	done
+
+pythons: ## have the Pythons that are not here, on a Debian, from its development suite
+	@"$$(tools/pythons 2>/dev/null | sed -n '1s/^[^ ]* //p')" tools/fetch_pythons.py
 
 test-lowest: $(VENV)-lowest/lowest.done ## run the test suite on the oldest supported dependencies
 	$(VENV)-lowest/bin/python -m pytest -n $(WORKERS) -p tools.lowest_pytest $(ARGS)

@@ -38,7 +38,7 @@ The series, each from one run:
 
 * by hand: no event loop. None of these layers suspends, so a request is one `send(None)`: the
   figures are the code's own. A request that suspends is an error here.
-* asyncio, uvloop, trio: every request is a task of that loop, as on a server.
+* asyncio, uvloop where there is one, trio: every request is a task of that loop, as on a server.
   `BaseHTTPMiddleware` needs the loop, so the comparisons with it are made there.
 * anyio: asyncio under `anyio.run()`, where anyio knows of a task that may hold scopes open.
 * jobs: the jobs under asyncio, as a discarded application is given turns of the loop.
@@ -159,7 +159,7 @@ SERIES = {
         against=("asgi", FLOOR, "bare dispatch", "one yield", "drop-in"),
     ),
     "anyio": Series("Under anyio.run(), which has a task with scopes", ANYIO, LOOP_STYLES),
-    "uvloop": Series("Under uvloop", UVLOOP, LOOP_STYLES),
+    **({"uvloop": Series("Under uvloop", UVLOOP, LOOP_STYLES)} if UVLOOP else {}),
     "trio": Series("Under trio", TRIO, LOOP_STYLES),
     "jobs": Series(
         "Other jobs, under asyncio",
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{results.table()}", flush=True)
 
     if chosen.json:
-        write(chosen.json, document(rows, ["trio", "uvloop"]))
+        write(chosen.json, document(rows, ["trio", *["uvloop"] * bool(UVLOOP)]))
     return 0
 
 

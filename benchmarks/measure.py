@@ -30,9 +30,13 @@ from typing import Any, TypeVar
 
 import anyio
 import trio
-import uvloop
 
 from benchmarks.styles import App, receive, request_scope, send
+
+try:
+    import uvloop
+except ImportError:  # not made for every platform, nor for a Python that is new
+    uvloop = None  # type: ignore[assignment]
 
 Arm = TypeVar("Arm")
 T = TypeVar("T")
@@ -121,7 +125,7 @@ def as_server(
 BY_HAND = Driver(by_hand, as_server)
 ASYNCIO = Driver(under_asyncio, as_server)
 ANYIO = Driver(under_asyncio, anyio.run)
-UVLOOP = Driver(under_asyncio, partial(as_server, loop=uvloop.new_event_loop))
+UVLOOP = uvloop and Driver(under_asyncio, partial(as_server, loop=uvloop.new_event_loop))
 TRIO = Driver(under_trio, partial(anyio.run, backend="trio"))
 
 

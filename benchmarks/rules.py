@@ -32,7 +32,7 @@ from typing import NamedTuple
 from starlette.types import Message
 
 from benchmarks.document import ROOT, Row, document, options, write
-from benchmarks.measure import UVLOOP, Figure, added, clock, interleaved, measure
+from benchmarks.measure import ASYNCIO, UVLOOP, Figure, added, clock, interleaved, measure
 from benchmarks.served import make
 from benchmarks.styles import App, receive, request_scope
 
@@ -179,7 +179,7 @@ def in_this_copy(rounds: int) -> dict[str, float]:
     """
     apps: dict[str, App] = {"bare": make("starlette", "asgi", 0)}
     apps |= {style: make("starlette", style, LAYERS) for style in STYLES}
-    driver = replace(UVLOOP, take=beside_other_work)
+    driver = replace(UVLOOP or ASYNCIO, take=beside_other_work)
     samples = measure(apps, driver, rounds=rounds, seconds=0.01)
     return {style: added(samples, style, "bare").median for style in STYLES}
 
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = rows(in_all_copies(*((2, 5) if chosen.quick else (15, 15))))
     print(table(result))
     if chosen.json:
-        write(chosen.json, document(result, ["uvloop"]))
+        write(chosen.json, document(result, ["uvloop"] * bool(UVLOOP)))
     return 0
 
 

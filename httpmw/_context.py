@@ -101,15 +101,17 @@ states: Any = None
 def find_states() -> None:
     """
     Find what anyio knows of the tasks of asyncio; to be called before the first request.
+
+    Where its backend cannot be imported (Pyodide before 314, as long as its `ssl` is not loaded)
+    nobody holds a scope of anyio, and it is looked for again when the next layer is made.
     """
     global states  # noqa: PLW0603 - looked up once, and read in every request
     if states is None:
         try:
             from anyio._backends import _asyncio  # noqa: PLC0415 - anyio too imports it that late
-
-            states = states_in(_asyncio)
         except ImportError:
-            states = NoStates()
+            return
+        states = states_in(_asyncio)
 
 
 def states_in(backend: Any) -> Any:
@@ -170,7 +172,10 @@ class _Deadline:
     # limit. An outer scope may move its own deadline, so later is no proof.
 
     def __init__(self) -> None:
-        self.deadline = anyio.current_effective_deadline()
+        try:
+            self.deadline = anyio.current_effective_deadline()
+        except Exception:  # noqa: BLE001 - rule 2
+            self.deadline = math.inf
 
     def __ne__(self, other: object) -> bool:
         return (
@@ -180,6 +185,30 @@ class _Deadline:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+# What the engine itself asks of anyio has to work where its backend cannot be imported, see
+# `find_states`: nothing runs there but asyncio.
+
+
+async def checkpoint() -> None:
+    """
+    Let others run, and a cancellation come up.
+    """
+    try:
+        await anyio.lowlevel.checkpoint()
+    except ImportError:
+        await asyncio.sleep(0)
+
+
+def new_event() -> anyio.Event | asyncio.Event:
+    """
+    An event of the running loop.
+    """
+    try:
+        return anyio.Event()
+    except ImportError:
+        return asyncio.Event()
 
 
 # Cancellation.
@@ -231,7 +260,7 @@ async def pending_cancellation() -> BaseException | None:
     """
     if _is_scope_cancelled():
         try:
-            await anyio.lowlevel.checkpoint()
+            await checkpoint()
         except BaseException as exc:  # noqa: BLE001 - it is handed on
             return exc
     return None

@@ -20,8 +20,6 @@ import types
 from collections.abc import Awaitable, Generator
 from typing import Any, Final
 
-import anyio
-
 from . import _context, _errors
 
 PAUSED: Final = object()
@@ -37,7 +35,7 @@ class Turn:
     __slots__ = ("__dict__",)
 
     taken = False
-    _free: anyio.Event | None = None
+    _free: Any = None  # an event, where somebody waits
 
     async def wait(self) -> None:
         """
@@ -45,7 +43,7 @@ class Turn:
         """
         while self.taken:
             if self._free is None:
-                self._free = anyio.Event()
+                self._free = _context.new_event()
             await self._free.wait()
 
     def leave(self) -> None:

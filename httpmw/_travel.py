@@ -23,7 +23,6 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from weakref import ref
 
-import anyio.lowlevel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Scope, Send
@@ -40,7 +39,7 @@ from ._body import (
     sized,
 )
 from ._connection import Connection
-from ._context import open_scopes, task_of, trio_task
+from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._response import AppResponse, Headers, received
 
@@ -219,7 +218,7 @@ class Outbound(Driven):
             if self._signal is None:
                 self._signal = Discarded("another response was sent in place of this one")
             raise self._signal
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         for progress in self._progresses:
             if not progress.made or message["type"] == "http.response.trailers":
                 progress.count(message)

@@ -8,6 +8,8 @@ import asyncio
 import json
 import os
 import re
+import subprocess
+import sys
 from functools import partial
 from xml.etree import ElementTree as ET
 
@@ -29,7 +31,7 @@ from benchmarks import (
     targets,
 )
 from benchmarks.__main__ import main as run_benchmarks
-from benchmarks.document import document, find, read, write
+from benchmarks.document import ROOT, document, find, read, write
 from benchmarks.measure import (
     ANYIO,
     ASYNCIO,
@@ -45,6 +47,8 @@ from benchmarks.measure import (
 from benchmarks.page import PARTS, PLOTS
 from benchmarks.styles import ASIDE, BODIES, JOBS, STYLES, at_work, layered, receive, request_scope
 from benchmarks.svg import COLOURS, Bar, Line, bars, lines
+
+needs_uvloop = pytest.mark.skipif(UVLOOP is None, reason="uvloop is not installed")
 
 
 @pytest.fixture
@@ -131,7 +135,13 @@ async def test_what_is_stepped_by_hand_never_suspends():
 
 
 @pytest.mark.parametrize(
-    "driver", [ASYNCIO, ANYIO, UVLOOP, TRIO], ids=["asyncio", "anyio", "uvloop", "trio"]
+    "driver",
+    [
+        pytest.param(ASYNCIO, id="asyncio"),
+        pytest.param(ANYIO, id="anyio"),
+        pytest.param(UVLOOP, id="uvloop", marks=needs_uvloop),
+        pytest.param(TRIO, id="trio"),
+    ],
 )
 def test_a_sample_is_taken_in_its_loop(driver):
     """
@@ -188,7 +198,28 @@ def test_the_grid_measures_what_every_target_needs(tmp_path):
     assert 0 == code
     assert of_grid
     assert all(target.measured({"grid": found}) is not None for target in of_grid)
-    assert {"httpmw", "starlette", "anyio", "trio", "uvloop"} == set(found["about"]["versions"])
+    loops = {"trio", "uvloop"} if UVLOOP else {"trio"}
+    assert {"httpmw", "starlette", "anyio", *loops} == set(found["about"]["versions"])
+
+
+def test_the_benchmarks_run_without_uvloop(tmp_path):
+    """
+    Where uvloop is not installed its series is left out, and the others are measured.
+    """
+    file = tmp_path / "grid.json"
+    code = f"""
+import sys
+sys.modules["uvloop"] = None
+from benchmarks import grid, rules
+assert rules.in_this_copy(2)["one yield"]
+sys.exit(grid.main(["--quick", "--targets", "--json", {str(file)!r}]))
+"""
+
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+    about, rows = read(file)["about"], read(file)["rows"]
+    assert {"httpmw", "starlette", "anyio", "trio"} == set(about["versions"])
+    assert "asyncio" in {row["series"] for row in rows}
 
 
 def test_every_other_benchmark_has_the_figures_of_its_targets():

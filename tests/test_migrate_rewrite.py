@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from typing import Any
 
@@ -1106,3 +1107,56 @@ def test_class_that_is_imported_from_nowhere() -> None:
 def test_function_that_never_lets_through_stays_closed(before: str, after: str) -> None:
     """Where the app was never called and nothing answered, the new version fails as well."""
     assert rewritten(before) == after
+
+
+LAZY = """
+lazy from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+lazy from starlette.requests import Request
+lazy import os
+
+async def mw(request: Request, call_next: RequestResponseEndpoint):
+    response = await call_next(request)
+    response.headers["at"] = os.getcwd()
+    return response
+
+app.add_middleware(BaseHTTPMiddleware, dispatch=mw)
+"""
+
+with_lazy_imports = pytest.mark.skipif(
+    sys.version_info < (3, 15), reason="`lazy import` (PEP 810) is new in Python 3.15"
+)
+
+
+@with_lazy_imports
+def test_lazy_imports_that_are_not_needed_any_more_go() -> None:
+    """They are dropped as others are, and what comes in their place is as lazy."""
+    conversion = migrate(LAZY)
+
+    assert conversion.code.startswith(
+        "lazy from httpmw import Connection, Flow, HTTPMiddleware\nlazy import os\n\nasync def mw("
+    )
+    assert "Request:" not in conversion.code
+
+
+@with_lazy_imports
+def test_lazy_import_leads_to_the_drop_in() -> None:
+    """`--to drop-in` finds Starlette's class behind it, and leaves it lazy."""
+    conversion = convert(LAZY.lstrip(), to="drop-in")
+
+    assert conversion.code.startswith(
+        "lazy from httpmw.compat import BaseHTTPMiddleware, RequestResponseEndpoint\n"
+    )
+
+
+@with_lazy_imports
+def test_lazy_import_tells_whose_class_it_is() -> None:
+    """A base class of another library stays what it is."""
+    source = """
+    lazy from fastmcp.server.middleware import Middleware as BaseHTTPMiddleware
+
+    class M(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next):
+            return await call_next(request)
+    """
+
+    assert migrate(source).code == text(source)

@@ -1109,6 +1109,35 @@ async def test_check_that_is_broken_still_sees_time_limits(
     explained(server.error, holds_a_limit, "conn.fail_after")
 
 
+async def test_check_whose_fall_back_is_broken_fails_no_request(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where anyio cannot tell the deadline either, requests are served as before."""
+
+    def missing() -> float:
+        raise ImportError("no backend")
+
+    monkeypatch.setattr(_context, "states", _context.states_in(Broken()))
+    monkeypatch.setattr("httpmw._context.anyio.current_effective_deadline", missing)
+    server = await request(layers(plain_inner(), waiting))
+    assert server.body == Inner.BODY
+
+
+def test_backend_that_comes_later_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What anyio knows is looked for again until its backend can be imported."""
+    import anyio._backends._asyncio as backend
+
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, backend.__name__, None)
+        without.delattr("anyio._backends._asyncio", raising=False)
+        without.setattr(_context, "states", None)
+        _context.find_states()
+        assert _context.states is None
+    monkeypatch.setattr(_context, "states", None)
+    _context.find_states()
+    assert type(_context.states) is dict
+
+
 # -- a start that is sent from elsewhere ---------------------------------------------------------
 
 

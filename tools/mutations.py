@@ -253,7 +253,7 @@ MUTATIONS = [
     Mutation(
         "messages are dropped without a checkpoint",
         TRAVEL,
-        """        await anyio.lowlevel.checkpoint()
+        """        await checkpoint()
         for progress""",
         """        for progress""",
         tests="tests/test_discarded.py::test_dropped_message_gives_way",

@@ -12,7 +12,15 @@ import libcst as cst
 from ._build import without
 from ._edit import replaced
 from ._module import ORIGINS, Class, Module, imports_base, is_base_init
-from ._names import children, dotted, find, is_http_decorator
+from ._names import (
+    IMPORT_FROM,
+    IMPORTS,
+    children,
+    dotted,
+    find,
+    is_http_decorator,
+    is_lazy,
+)
 from ._project import Project
 from ._rewrite import Spelling
 
@@ -126,12 +134,13 @@ def _edit_imports(
     gone = {name for name in before if not after[name]}
     for block in (module.tree, *find(module.tree, cst.IndentedBlock)):
         _drop_gone(block.body, gone, mapping)
-    new = _new_imports(module, after, spelling)
-    if not new:
-        return []
     home = _home(module, nodes)
     body = module.tree.body if home is None else home.body.body
     anchor = _anchor(body)
+    lazy = anchor is not None and any(is_lazy(each) for each in anchor.body)
+    new = _new_imports(module, after, spelling, "lazy " * lazy)
+    if not new:
+        return []
     if anchor is None:
         return new
     kept = mapping.get(id(anchor), anchor)
@@ -163,10 +172,10 @@ def _anchor(body: Sequence[Any]) -> Any:
         line
         for line in body
         if isinstance(line, cst.SimpleStatementLine)
-        and any(isinstance(small, (cst.Import, cst.ImportFrom)) for small in line.body)
+        and any(isinstance(small, IMPORTS) for small in line.body)
     ]
     for line in imports:
-        if any(isinstance(each, cst.ImportFrom) and imports_base(each) for each in line.body):
+        if any(isinstance(each, IMPORT_FROM) and imports_base(each) for each in line.body):
             return line
     for line in reversed(imports):
         if any(_comes_from_a_framework(each) for each in line.body):
@@ -181,7 +190,7 @@ def _anchor(body: Sequence[Any]) -> Any:
 
 def _comes_from_a_framework(node: cst.CSTNode) -> bool:
     return (
-        isinstance(node, cst.ImportFrom)
+        isinstance(node, IMPORT_FROM)
         and not node.relative
         and (dotted(node.module).partition(".")[0] in ORIGINS)
     )
@@ -192,20 +201,20 @@ def _is_docstring(line: cst.SimpleStatementLine) -> bool:
     return isinstance(small, cst.Expr) and isinstance(small.value, cst.SimpleString)
 
 
-def _new_imports(module: Module, after: Counter[str], spelling: Spelling) -> list[Any]:
+def _new_imports(module: Module, after: Counter[str], spelling: Spelling, how: str) -> list[Any]:
     imports = module.names.imports
     new: list[Any] = []
     if after["asyncio"] and "asyncio" not in imports:
-        new.append(cst.parse_statement("import asyncio"))
+        new.append(cst.parse_statement(f"{how}import asyncio"))
     if after[_IN_TESTS] and _IN_TESTS not in imports:
-        new.append(cst.parse_statement(f"from httpmw.testing import {_IN_TESTS}"))
+        new.append(cst.parse_statement(f"{how}from httpmw.testing import {_IN_TESTS}"))
     if spelling.prefix:
         if "httpmw" not in imports and after["httpmw"]:
-            new.append(cst.parse_statement("import httpmw"))
+            new.append(cst.parse_statement(f"{how}import httpmw"))
         return new
     names = [name for name in _PUBLIC if after[name] and name not in imports]
     if names:
-        new.append(cst.parse_statement(f"from httpmw import {', '.join(names)}"))
+        new.append(cst.parse_statement(f"{how}from httpmw import {', '.join(names)}"))
     return new
 
 
@@ -219,7 +228,7 @@ def used_names(tree: cst.CSTNode) -> Counter[str]:
         node = stack.pop()
         if isinstance(node, cst.Name):
             counter[node.value] += 1
-        elif isinstance(node, (cst.Import, cst.ImportFrom)):
+        elif isinstance(node, IMPORTS):
             continue
         elif isinstance(node, (cst.Attribute, cst.Arg)):
             stack.append(node.value)
@@ -253,9 +262,9 @@ def _drop_gone(body: Sequence[Any], gone: set[str], mapping: dict[int, Any]) -> 
 
 
 def _without_gone(node: Any, gone: set[str]) -> Any:
-    if not isinstance(node, (cst.Import, cst.ImportFrom)) or isinstance(node.names, cst.ImportStar):
+    if not isinstance(node, IMPORTS) or isinstance(node.names, cst.ImportStar):
         return node
-    if isinstance(node, cst.ImportFrom) and dotted(node.module) == "__future__":
+    if isinstance(node, IMPORT_FROM) and dotted(node.module) == "__future__":
         return node
     names = list(node.names)
     for alias in node.names:
@@ -274,7 +283,7 @@ def _home(module: Module, nodes: Sequence[cst.CSTNode]) -> cst.FunctionDef | Non
     Find the function in which Starlette's class is imported and everything is defined, if any.
     """
     for function in module.functions.values():
-        if not any(imports_base(each) for each in find(function.body, cst.ImportFrom)):
+        if not any(imports_base(each) for each in find(function.body, *IMPORT_FROM)):
             continue
         inside = {id(each) for each in find(function.body, cst.CSTNode)}
         if all(id(each) in inside for each in nodes):

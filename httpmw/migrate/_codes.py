@@ -240,8 +240,9 @@ _ALL = (
         "HM190",
         "Not Python",
         "the file cannot be parsed: {what}.",
-        "Mend the syntax, or leave the file out.",
-        "A file that is no Python, or newer Python than the installed libcst knows, is left.",
+        "Mend the syntax, run the command with the Python that the file is for, or leave it out.",
+        "A file that is no Python, or newer Python than the one that runs the command or the "
+        "installed libcst knows, is left.",
     ),
     Code(
         "HM191",

@@ -13,7 +13,7 @@ import libcst as cst
 from ._build import without
 from ._edit import replaced
 from ._module import Module
-from ._names import Names, dotted, find, is_http_decorator, own_scope
+from ._names import IMPORT_FROM, IMPORTS, Names, dotted, find, is_http_decorator, own_scope
 from ._scan import Problem, snippet
 from ._state import CALLED
 from ._unit import Unit
@@ -71,7 +71,7 @@ def _imports(node: Any, names: Names) -> list[cst.ImportFrom]:
     Give the imports that take the place of one of Starlette's class, the drop-in's first.
     """
     if (
-        not isinstance(node, cst.ImportFrom)
+        not isinstance(node, IMPORT_FROM)
         or isinstance(node.names, cst.ImportStar)
         or names.origin(node) != _HOME
     ):
@@ -84,7 +84,7 @@ def _imports(node: Any, names: Names) -> list[cst.ImportFrom]:
     ours = node.with_changes(module=_COMPAT, relative=(), names=_chosen(node.names, moved))
     if len(moved) == 1 and "#" not in snippet(ours):
         alias = moved[0].with_changes(comma=cst.MaybeSentinel.DEFAULT)
-        ours = cst.ImportFrom(_COMPAT, [alias])
+        ours = type(node)(_COMPAT, [alias])
     stay = [each for each in node.names if dotted(each.name) not in _NAMES]
     return [ours, node.with_changes(names=_chosen(node.names, stay))]
 
@@ -124,7 +124,7 @@ def _with_import(tree: cst.Module) -> cst.Module:
         if not isinstance(line, _LINE):
             break
         small = line.body[0]
-        if isinstance(small, (cst.Import, cst.ImportFrom)):
+        if isinstance(small, IMPORTS):
             top = position + 1
             if not _is_future(small):
                 break

@@ -116,7 +116,8 @@ def decoded(path: str, data: bytes) -> File:
         Unusable: It cannot be decoded, or is no Python.
     """
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        # From Python 3.14 on a NUL byte is an error here too; it says nothing of the encoding.
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data.replace(b"\0", b" ")).readline)
         source = data.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError) as exc:
         raise Unusable(diagnostic(path, "HM191", what=str(exc))) from exc

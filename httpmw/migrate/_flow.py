@@ -15,7 +15,7 @@ import libcst as cst
 
 from . import _body_shapes as shapes
 from ._certain import Certain
-from ._names import children, dotted, find, last_name, own_scope
+from ._names import IMPORTS, children, dotted, find, last_name, own_scope
 from ._scan import Scan
 from ._state import (
     CHUNKS,
@@ -106,7 +106,7 @@ class _Statements(Values):
         else:
             for each in children(node):
                 self.value(each, state)
-            if isinstance(node, (cst.Import, cst.ImportFrom)):
+            if isinstance(node, IMPORTS):
                 return state
         return state
 

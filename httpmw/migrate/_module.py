@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ._names import Names, children, dotted, find, is_http_decorator, is_none, last_name, own_scope
+from ._names import (
+    IMPORT_FROM,
+    Names,
+    children,
+    dotted,
+    find,
+    is_http_decorator,
+    is_none,
+    last_name,
+    own_scope,
+)
 from ._positions import positions
 from ._references import references
 from ._scan import Problem
@@ -190,7 +200,7 @@ class Module:
             return None
         for node in find(self.tree, cst.Try):
             caught = {each.value for one in node.handlers for each in find(one, cst.Name)}
-            for each in find(node.body, cst.ImportFrom):
+            for each in find(node.body, *IMPORT_FROM):
                 if caught & IMPORT_ERRORS and imports_base(each):
                     found: cst.ImportFrom = each
                     return found

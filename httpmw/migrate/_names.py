@@ -11,17 +11,28 @@ from typing import Any
 import libcst as cst
 
 __all__ = [
+    "IMPORT",
+    "IMPORTS",
+    "IMPORT_FROM",
     "Names",
     "children",
     "dotted",
     "fields",
     "find",
     "is_http_decorator",
+    "is_lazy",
     "is_none",
     "last_name",
     "module_name",
     "own_scope",
 ]
+
+# `lazy import` (PEP 810, Python 3.15) is a node of its own kind, which libcst has from 1.9 on.
+_LAZY_IMPORT = getattr(cst, "LazyImport", cst.Import)
+_LAZY_IMPORT_FROM = getattr(cst, "LazyImportFrom", cst.ImportFrom)
+IMPORT = (cst.Import, _LAZY_IMPORT)
+IMPORT_FROM = (cst.ImportFrom, _LAZY_IMPORT_FROM)
+IMPORTS = (*IMPORT, *IMPORT_FROM)
 
 _SCOPES = (cst.FunctionDef, cst.Lambda, cst.ClassDef)
 
@@ -118,6 +129,13 @@ def module_name(path: str) -> str:
     return ".".join(part for part in parts if part not in {"/", ".", ".."})
 
 
+def is_lazy(node: cst.CSTNode) -> bool:
+    """
+    Tell whether it is an import that waits until its name is used.
+    """
+    return not isinstance(node, (cst.Import, cst.ImportFrom)) and isinstance(node, IMPORTS)
+
+
 def is_http_decorator(node: cst.CSTNode) -> bool:
     """
     Tell whether it is `app.middleware("http")`, for whatever `app` is.
@@ -145,8 +163,8 @@ class Names:
         self.stars: list[str] = []
         # What is imported from the own package.
         self.relative: set[str] = set()
-        for node in find(module, cst.Import, cst.ImportFrom):
-            if isinstance(node, cst.Import):
+        for node in find(module, *IMPORTS):
+            if isinstance(node, IMPORT):
                 self._import(node)
             else:
                 self._import_from(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ._names import children, find, own_scope
+from ._names import IMPORTS, children, find, own_scope
 
 __all__ = ["references"]
 
@@ -25,7 +25,7 @@ def references(tree: cst.CSTNode) -> dict[str, list[cst.Name]]:
             if node.value not in local:
                 found.setdefault(node.value, []).append(node)
             continue
-        if isinstance(node, (cst.Import, cst.ImportFrom)):
+        if isinstance(node, IMPORTS):
             continue
         inside = children(node)
         if isinstance(node, (cst.Attribute, cst.Arg)):
