@@ -99,6 +99,9 @@ instrumented: $(VENV)-instrumented/instrumented.group ## edit layers under real 
 leaks: $(VENV)/test.group ## send a million requests and see what stays; ARGS="--backend trio"
 	$(BIN)/python -m tools.leaks $(ARGS)
 
+pyodide: .cache/pyodide/made ## ask httpmw on Pyodide, Python on WebAssembly; needs Node.js with npm
+	node tools/pyodide.mjs .cache/pyodide
+
 clean: ## remove environments, caches and everything that was built
 	rm -rf $(VENV) $(VENV)-* site build dist .cache .nox .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -116,6 +119,14 @@ $(VENV)-instrumented/instrumented.group: pyproject.toml $(VENV)-instrumented/mad
 $(VENV)-lowest/lowest.done: pyproject.toml tools/lowest.py $(VENV)-lowest/made
 	$(@D)/bin/python tools/lowest.py > $(@D)/lowest.txt
 	$(@D)/bin/$(INSTALL) --editable . --group lowest --constraint $(@D)/lowest.txt
+	@touch $@
+
+# Pure wheels of what httpmw needs; httpmw itself is read from here.
+.cache/pyodide/made: pyproject.toml $(VENV)/made
+	rm -rf $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D) 'pyodide@^314'
+	$(BIN)/$(INSTALL) --target $(@D)/site-packages --only-binary :all: --python-version 3.14 \
+		--platform any starlette anyio typing-extensions
 	@touch $@
 
 $(VENV)/made $(VENV)-instrumented/made $(VENV)-lowest/made:
