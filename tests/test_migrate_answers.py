@@ -17,6 +17,18 @@ from httpmw.migrate._verify_matrix import REQUESTS
 from tests.harness import request
 from tests.test_migrate_verify import quiet_loop
 
+NAMED = """
+from fastapi.responses import Response as _Response
+from starlette.responses import Response as R
+import starlette.responses as r
+from answers import json_answer as JSONAnswerResponse
+
+Refused = R
+
+def short(request) -> R:
+    return make(request)
+"""
+
 DEFINED = """
 class Denied(JSONResponse):
     pass
@@ -87,7 +99,8 @@ def body_of(body: str, helpers: str = DEFINED) -> str:
 def notices(body: str) -> list[str]:
     """Give the codes that a body gets."""
     indented = textwrap.indent(textwrap.dedent(body).strip() + "\n", "    ")
-    source = f'{DEFINED}\n@app.middleware("http")\nasync def mw(request, call_next):\n{indented}'
+    source = f'{NAMED}{DEFINED}\n@app.middleware("http")\nasync def mw(request, call_next):\n'
+    source += indented
     return [each.code for each in convert(source).diagnostics]
 
 
@@ -104,6 +117,11 @@ CERTAIN = {
     "with a default": "make() or JSONResponse({})",
     "no response at all": '"text"',
     "FastAPI's handler": "await http_exception_handler(request, exc)",
+    "a class under another name": "_Response(status_code=403)",
+    "a class under a short name": "R(status_code=403)",
+    "a class of a module under a short name": "r.JSONResponse({})",
+    "another name in the file": "Refused({})",
+    "a function that is annotated with a short name": "short(request)",
 }
 
 
@@ -111,7 +129,7 @@ CERTAIN = {
 def test_a_certain_answer_is_yielded_as_it_is(answer: str) -> None:
     """What cannot be None needs no check."""
     body = f"if bad:\n    return {answer}\nreturn await call_next(request)"
-    helpers = f"from fastapi.exception_handlers import http_exception_handler\n{DEFINED}"
+    helpers = f"from fastapi.exception_handlers import http_exception_handler\n{NAMED}{DEFINED}"
 
     assert body_of(body, helpers) == f"if bad:\n    yield {answer}\n    return\nyield"
 
@@ -127,6 +145,7 @@ UNCERTAIN = {
     "a function that is defined twice": "twice()",
     "a function that only calls itself": "calls_itself()",
     "a function that is named like a class": "DenyResponse()",
+    "a function that is imported under the name of a class": "JSONAnswerResponse({})",
     "an awaited class": "await JSONResponse({})",
     "an awaited function that is not async": "await plain()",
     "the request's JSON": "await request.json()",
@@ -141,7 +160,7 @@ def test_an_uncertain_answer_is_checked(answer: str) -> None:
     """What may be None raises where a bare yield would run the app."""
     body = f"if bad:\n    return {answer}\nreturn await call_next(request)"
 
-    assert body_of(body) == (
+    assert body_of(body, f"{NAMED}{DEFINED}") == (
         f"if bad:\n    answer = {answer}\n    if answer is None:\n"
         '        raise TypeError("no response")\n    yield answer\n    return\nyield'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -61,6 +62,30 @@ def test_the_diff_is_a_patch(old: Path, capsys: Any) -> None:
     path = str(old / "mw.py").lstrip("/")
 
     assert capsys.readouterr().out.startswith(f"--- a/{path}\n+++ b/{path}\n@@ ")
+
+
+@pytest.mark.parametrize("separator", ["\f", "\v", "\x1c", "\x85", "\u2028"])
+def test_the_diff_is_a_patch_with_other_separators(
+    tmp_path: Path, capsys: Any, separator: str
+) -> None:
+    """What Python counts as the end of a line and `patch` does not stays in its line."""
+    source = f"# a{separator}b\n{OLD}# c{separator}d\n"
+    if separator == "\f":
+        source = f"{separator}\n{source}"
+    (tmp_path / "mw.py").write_bytes(source.encode())
+
+    main(["migrate", str(tmp_path)])
+    patch = capsys.readouterr().out
+    main(["migrate", "--write", str(tmp_path)])
+    written = (tmp_path / "mw.py").read_bytes()
+
+    (tmp_path / "mw.py").write_bytes(source.encode())
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("there is no git here")
+    strip = f"-p{len(tmp_path.parts)}"
+    subprocess.run([git, "apply", strip], input=patch.encode(), cwd=tmp_path, check=True)
+    assert (tmp_path / "mw.py").read_bytes() == written
 
 
 def test_write(old: Path, capsys: Any) -> None:

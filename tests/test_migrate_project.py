@@ -185,6 +185,50 @@ def test_call_by_hand_of_something_unknown() -> None:
     assert [each.code for each in done["test_mw"].diagnostics] == ["HM212"]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "bus.dispatch(event, payload)",
+        "self.dispatch(action, state)",
+        "store.dispatch(request_id, 3)",
+        "Bus().dispatch(request, call_next)",
+    ],
+)
+def test_dispatch_of_something_else(call: str) -> None:
+    """A `dispatch` that has nothing to do with middleware gets no notice."""
+    bus = "class Bus:\n    def dispatch(self, event, payload): ...\n"
+    done = run(mw=passing("M"), main=f"{CLASS}{bus}def main(bus, store):\n    {call}\n")
+
+    assert done["mw"].changed
+    assert done["main"].diagnostics == []
+
+
+def test_dispatch_by_hand_where_nothing_was_converted() -> None:
+    """What is a coroutine function still may be called as before."""
+    left = passing("M").replace("await call_next(request)", "await shield(call_next(request))")
+    done = run(mw=left, test_mw="async def test(mw):\n    await mw.dispatch(request, call_next)\n")
+
+    assert done["test_mw"].diagnostics == []
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("return await asyncio.wait_for(call_next(r), 3)", "HM203"),
+        ("return await call_next(Request(r.scope))", "HM201"),
+    ],
+)
+def test_a_remedy_names_the_parameter(body: str, code: str) -> None:
+    """What to write instead is written with the name that the request has in what was converted."""
+    source = f'import asyncio\n@app.middleware("http")\nasync def mw(r, call_next):\n    {body}\n'
+
+    (found,) = convert(source).diagnostics
+
+    assert found.code == code
+    assert "`r." in found.remedy
+    assert "conn" not in found.remedy
+
+
 def test_object_that_is_called_elsewhere() -> None:
     """An object that is also called by hand in the program is left."""
     done = run(

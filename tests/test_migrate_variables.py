@@ -1367,3 +1367,46 @@ def judged(old: str, new: str, head: str, **options: Any) -> Verdict:
     with quiet_loop() as loop:
         modules = Module(before, "starlette"), Module(after, "generator")
         return judge(*modules, "mw", line, loop, matrix, **options)
+
+
+HARMLESS = {
+    "a time limit": "async with asyncio.timeout(3):",
+    "a lock of the class": "async with self.lock:",
+    "a private lock": "async with self._rate_lock:",
+    "a lock by its key": "async with locks[request.url.path]:",
+    "a lock that is looked up": "async with self.get_lock(request):",
+    "a semaphore": "async with self._semaphore:",
+    "a semaphore that is made here": "async with asyncio.Semaphore(3):",
+    "a file": 'with open("log") as log:',
+    "an object that is closed": "with closing(connect()) as connection:",
+    "nothing": "with nullcontext():",
+    "two of them": "async with self.lock, asyncio.timeout(3):",
+}
+
+
+@pytest.mark.parametrize("line", HARMLESS.values(), ids=list(HARMLESS))
+def test_what_has_nothing_to_do_with_variables_gets_no_notice(line: str) -> None:
+    """A lock, a time limit or a file around the call takes no context variable back."""
+    conversion = convert(
+        "import asyncio\nfrom contextlib import closing, nullcontext\n"
+        "from starlette.middleware.base import BaseHTTPMiddleware\n"
+        "class M(BaseHTTPMiddleware):\n    async def dispatch(self, request, call_next):\n"
+        f"        {line}\n            return await call_next(request)\n"
+    )
+
+    assert conversion.diagnostics == []
+    assert conversion.changed
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["with decimal.localcontext():", "with self.block:", "with flock(request):", "with span():"],
+)
+def test_what_may_have_to_do_with_variables_gets_a_notice(line: str) -> None:
+    """What is not known to leave them alone is named."""
+    conversion = convert(
+        f'@app.middleware("http")\nasync def mw(request, call_next):\n    {line}\n'
+        "        return await call_next(request)\n"
+    )
+
+    assert [each.code for each in conversion.diagnostics] == ["HM218"]

@@ -34,7 +34,7 @@ def section(code: Code) -> str:
     """
     message = re.sub(r"\{\w+\}", "…", code.message)
     sentences = re.sub(r"(?<=[.!?]) (?=[A-Z`])", "\n", code.why)
-    remedy = re.sub(r"\{\w+\}", "response", code.remedy)
+    remedy = re.sub(r"\{\w+\}", "response", code.remedy.replace("{conn}", "conn"))
     return (
         f"\n## {code.code}\n\n**{code.title}.**\n\n> {message[0].upper()}{message[1:]}\n\n"
         f"{sentences}\n\nInstead: {remedy}\n"

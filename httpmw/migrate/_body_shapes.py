@@ -12,7 +12,7 @@ from typing import Any
 
 import libcst as cst
 
-from ._names import dotted, last_name
+from ._names import Names, dotted, last_name
 
 __all__ = ["Collected", "Rebuilt", "body_of", "collected", "joined_chunks", "put_back", "rebuilt"]
 
@@ -132,13 +132,13 @@ def only_element(node: cst.CSTNode | None) -> cst.BaseExpression | None:
     return None
 
 
-def rebuilt(node: cst.CSTNode, is_received: IsReceived) -> Rebuilt | None:
+def rebuilt(node: cst.CSTNode, is_received: IsReceived, names: Names) -> Rebuilt | None:
     """
     Recognise a response that is built from the received one, with other content.
     """
     if not isinstance(node, cst.Call):
         return None
-    kind = last_name(node.func)
+    kind = (names.qualified(node.func) or last_name(node.func)).rpartition(".")[2]
     if kind not in {"Response", "StreamingResponse"} or not node.args:
         return None
     given = {each.keyword.value: each.value for each in node.args if each.keyword is not None}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ._names import dotted, is_none, last_name, own_scope
+from ._names import Names, dotted, is_none, last_name, own_scope
 from ._shape import can_end
 
 if TYPE_CHECKING:
     from ._module import Class, Module
 
-__all__ = ["Certain"]
+__all__ = ["Certain", "is_response_class"]
 
 # Coroutine functions that give a response.
 _HANDLERS = {
@@ -62,13 +62,16 @@ class Certain:
         return found if self.module.named(last) == 1 else None
 
     def _is_class(self, func: cst.BaseExpression) -> bool:
-        # Which are written in capitals; the name of a template's is `TemplateResponse`.
         name = last_name(func)
-        if self.module.named(name) or name in self.module.values:
+        if self.module.named(name) or name in self.module.ambiguous:
             return False
+        if name in self.module.values:
+            # Another name of one.
+            value = self.module.values[name]
+            return isinstance(func, cst.Name) and dotted(value) != name and self._is_class(value)
         if isinstance(func, cst.Name) and name in self.module.classes:
             return True
-        return name.endswith("Response") and name[:1].isupper()
+        return is_response_class(self.module.names.qualified(func) or name)
 
     def _returns_values(self, function: cst.FunctionDef) -> bool:
         if id(function) in self._asked or any(
@@ -80,7 +83,9 @@ class Certain:
             inside = list(own_scope(function.body))
             if can_end(function.body) or any(isinstance(each, cst.Yield) for each in inside):
                 return False
-            annotated = function.returns is not None and _is_response(function.returns.annotation)
+            annotated = function.returns is not None and _is_response(
+                function.returns.annotation, self.module.names
+            )
             return all(
                 not is_none(each.value) and (annotated or self._is_value(each.value))
                 for each in inside
@@ -95,12 +100,22 @@ class Certain:
         return isinstance(node, cst.Call) and self.gives_a_value(node, awaited=False)
 
 
-def _is_response(annotation: cst.BaseExpression) -> bool:
+def is_response_class(name: str) -> bool:
+    """
+    Tell by its name whether it is a class of responses.
+    """
+    # Which are written in capitals; the name of a template's is `TemplateResponse`.
+    last = name.rpartition(".")[2].lstrip("_")
+    return last.endswith("Response") and last[:1].isupper()
+
+
+def _is_response(annotation: cst.BaseExpression, names: Names) -> bool:
     if isinstance(annotation, cst.SimpleString):
         text = annotation.evaluated_value
-        if not isinstance(text, str):
+        try:
+            annotation = cst.parse_expression(text if isinstance(text, str) else "")
+        except cst.ParserSyntaxError:
             return False
-        return all(each.strip().endswith("Response") for each in text.split("|"))
     if isinstance(annotation, cst.BinaryOperation):
-        return _is_response(annotation.left) and _is_response(annotation.right)
-    return last_name(annotation).endswith("Response")
+        return _is_response(annotation.left, names) and _is_response(annotation.right, names)
+    return is_response_class(names.qualified(annotation) or last_name(annotation))

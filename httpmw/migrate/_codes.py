@@ -45,7 +45,7 @@ _ALL = (
         "call_next leaves the function",
         "`{name}` is used as a value here: {what}.",
         "Make the callee a middleware function too and delegate to it "
-        "(`response = yield callee(conn)`), or write its code in here.",
+        "(`response = yield callee({conn})`), or write its code in here.",
         "A generator has no `call_next` that it could hand on. Where the callee is a function in "
         "the same run it is converted as well; here it is not, or what happens to `call_next` "
         "there is not known. An engine that wraps `call_next` is better split into a check "
@@ -55,7 +55,7 @@ _ALL = (
         "HM102",
         "The app is run in a task of its own",
         "`{name}(...)` is not awaited in place but given to `{what}`.",
-        "For a time limit write `conn.fail_after(seconds)` before the yield; to run something "
+        "For a time limit write `{conn}.fail_after(seconds)` before the yield; to run something "
         "beside the app start a task for that, and end it after `yield response`.",
         "The inner app runs in the request's own task. Racing it against something else, "
         "shielding it or starting it in a task group has no counterpart.",
@@ -98,7 +98,7 @@ _ALL = (
         "HM107",
         "A scope or a lock is held across the call",
         "`{what}` is held open while the app runs.",
-        "For a time limit write `conn.fail_after(seconds)` before the yield, or use "
+        "For a time limit write `{conn}.fail_after(seconds)` before the yield, or use "
         "`asyncio.timeout`; open other scopes in the app, or close them before the yield.",
         "Scopes and task groups of anyio and trio, and locks that belong to a task, cannot be "
         "held across a yield; see the page about limits.",
@@ -107,8 +107,8 @@ _ALL = (
         "HM108",
         "The request is given another `receive`",
         "`{what}` replaces what the app reads, and the body was not read before.",
-        "Write `conn.body_iterator = transform(conn.body_iterator)` or `conn.replace_body(data)` "
-        "before the yield.",
+        "Write `{conn}.body_iterator = transform({conn}.body_iterator)` or "
+        "`{conn}.replace_body(data)` before the yield.",
         "Starlette honours `request._receive = ...` where the body was not read before. httpmw "
         "has a public way to change the request body.",
     ),
@@ -277,8 +277,8 @@ _ALL = (
         "HM201",
         "The argument of call_next was dropped",
         "`{what}` was given to `{name}` and had no effect.",
-        "To change the request for the app edit `conn.scope`, or use `conn.replace_body(data)` "
-        "or `conn.body_iterator`.",
+        "To change the request for the app edit `{conn}.scope`, or use "
+        "`{conn}.replace_body(data)` or `{conn}.body_iterator`.",
         "Starlette ignores the argument since 0.28: size limits and changed bodies written this "
         "way do nothing. It goes on doing nothing.",
     ),
@@ -294,7 +294,7 @@ _ALL = (
         "HM203",
         "The time limit stops the app",
         "`asyncio.wait_for` became `asyncio.timeout`: when it is over the app is cancelled.",
-        "Nothing, where that is what was meant; it needs asyncio. `conn.fail_after(seconds)` "
+        "Nothing, where that is what was meant; it needs asyncio. `{conn}.fail_after(seconds)` "
         "works on trio as well.",
         "In Starlette the endpoint went on running after the client had its 504.",
     ),
@@ -364,7 +364,7 @@ _ALL = (
     Code(
         "HM212",
         "dispatch is called by hand",
-        "`{what}` calls a function that is a generator now.",
+        "`{what}` may call a function that is a generator now.",
         "In tests wrap it: `as_call_next(middleware.dispatch)(request, call_next)`, with "
         "`as_call_next` from `httpmw.testing`.",
         "`as_call_next` gives back a coroutine function with the old signature. Where it is plain "

@@ -144,16 +144,19 @@ def _compiled(code: str, path: str) -> ast.Module:
 def _of_unit(project: Project, module: Module, unit: Unit) -> list[Diagnostic]:
     # Of what was left only the reasons are said, not what a conversion would have changed.
     problems = unit.errors() or unit.problems
-    found = [_diagnostic(module, each, unit.qualname) for each in problems]
+    found = [_diagnostic(module, each, unit.qualname, unit.request) for each in problems]
     if unit.registered == "elsewhere" and project.converts(unit):
         problem = Problem("HM207", unit.node, {"name": unit.qualname})
         found.append(_diagnostic(module, problem, unit.qualname))
     return found
 
 
-def _diagnostic(module: Module, problem: Problem, qualname: str) -> Diagnostic:
+def _diagnostic(module: Module, problem: Problem, qualname: str, request: str = "") -> Diagnostic:
     line, column = module.position(problem.node)
-    return diagnostic(module.path, problem.code, line, column, function=qualname, **problem.details)
+    # What was converted keeps the name of its request; what is left is written anew by hand.
+    kept = request if CODES[problem.code].severity == "notice" else ""
+    details = {"conn": kept or "conn", **problem.details}
+    return diagnostic(module.path, problem.code, line, column, function=qualname, **details)
 
 
 def diagnostic(
@@ -164,7 +167,7 @@ def diagnostic(
     """
     entry = CODES[code]
     message = entry.message.format(**details)
-    remedy = entry.remedy.format(**details)
+    remedy = entry.remedy.format(**{"conn": "conn", **details})
     return Diagnostic(path, line, column, code, message, remedy, entry.severity, function)
 
 

@@ -299,7 +299,8 @@ class _Statements(Values):
         calls = state.calls
         again = None
         if value is not None:
-            again = shapes.rebuilt(value, lambda name: state.get(name) == {RECEIVED})
+            names = self.certain.module.names
+            again = shapes.rebuilt(value, lambda name: state.get(name) == {RECEIVED}, names)
         if value is None:
             tags = frozenset({NONE})
         elif again is not None and NONE not in self.value(again.content, state):

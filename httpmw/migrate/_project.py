@@ -118,9 +118,11 @@ class Project:
             self._unregistered(module)
         self._analyse()
         self._doubted()
-        Uses(self.objects, list(self.all_units())).find()
+        uses = Uses(self.objects, list(self.all_units()))
+        uses.find()
         self._held_back()
         self._settle()
+        self._called_by_hand(uses)
 
     def all_units(self) -> Iterator[Unit]:
         """
@@ -215,6 +217,12 @@ class Project:
                 qualname = module.qualnames[id(node)]
                 problem = Problem("HM122", node, {"name": node.name.value, "what": what})
                 module.problems.append((problem, qualname))
+
+    def _called_by_hand(self, uses: Uses) -> None:
+        names = (each.node.name.value for each in self.all_units() if self.converts(each))
+        if "dispatch" in names:
+            for module, call in uses.unknown:
+                module.problems.append((Problem("HM212", call, {"what": snippet(call)}), ""))
 
     def _held_back(self) -> None:
         """

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import re
@@ -281,14 +282,19 @@ def diff(each: Conversion) -> str:
     """
     path = each.path.replace(os.sep, "/").lstrip("/")
     lines = difflib.unified_diff(
-        each.source.splitlines(keepends=True),
-        each.code.splitlines(keepends=True),
+        _lines(each.source),
+        _lines(each.code),
         f"a/{path}",
         f"b/{path}",
     )
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
     )
+
+
+def _lines(text: str) -> list[str]:
+    # As `patch` counts them: a form feed or a line separator of Unicode ends none.
+    return list(io.StringIO(text, newline="\n"))
 
 
 def _print_json(options: Options, result: Result, out: TextIO) -> None:

@@ -37,6 +37,7 @@ class Taken:
         bound |= self.flow.rebound | received
         self.taking = Taking(unit.node.body)
         self.surroundings = Surroundings(lookup, unit.inside(), bound)
+        self.is_harmless = self.surroundings.is_harmless
         self.quiet = Quiet(unit.module.names, unit.request, received, self.flow.rebound)
         # The calls of the app behind which the function ends.
         self.answers = {
@@ -64,7 +65,9 @@ class Taken:
             # In a loop everything comes after everything.
             behind |= isinstance(node, (cst.For, cst.While)) and self.goes_on(node)
             if isinstance(node, cst.With):
-                if self.runs_app(node.body) and id(node) not in self.limited:
+                items = (each.item for each in node.items)
+                harmless = id(node) in self.limited or all(map(self.is_harmless, items))
+                if self.runs_app(node.body) and not harmless:
                     found.append(node)
             elif isinstance(node, cst.Call) and (behind or id(node) in last):
                 is_taking = self.taking.is_taking(node) and id(node) not in over

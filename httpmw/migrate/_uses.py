@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -18,10 +19,13 @@ from ._module import Class, Module, Place, targets
 from ._names import children, dotted, find, last_name, own_scope
 from ._objects import Objects
 from ._references import references
-from ._scan import Problem, snippet
 from ._unit import Unit
 
 __all__ = ["Uses", "is_test"]
+
+
+_REQUEST = re.compile(r"(?:^|_)(?:req|request)\d*$")
+_FOLLOWING = re.compile(r"(?:^|_)next(?:_|$)")
 
 
 class Uses:
@@ -33,6 +37,8 @@ class Uses:
         self.objects = objects
         self.lookup = objects.lookup
         self.units = units
+        # The calls of some `dispatch` of which no more is known.
+        self.unknown: list[tuple[Module, cst.Call]] = []
 
     def find(self) -> None:
         """
@@ -182,31 +188,21 @@ class Uses:
     def _call_by_hand(
         self, module: Module, call: cst.Call, instances: dict[str, list[Class | None]]
     ) -> None:
-        by_name = last_name(call.func) == "dispatch" and isinstance(call.func, cst.Attribute)
-        unit = self._unit_called(module, call, instances, by_name=by_name)
-        if unit is not None and is_test(module.path):
-            module.by_hand.append((call, unit))
-        elif unit is not None:
-            unit.say("HM113", unit.node, name=unit.node.name.value, what=module.where(call))
-        elif by_name and not is_super(call.func) and dotted(call.func) != "self.dispatch":
-            module.problems.append((Problem("HM212", call, {"what": snippet(call)}), ""))
-
-    def _unit_called(
-        self,
-        module: Module,
-        call: cst.Call,
-        instances: dict[str, list[Class | None]],
-        *,
-        by_name: bool,
-    ) -> Unit | None:
         func: Any = call.func
+        by_name = last_name(func) == "dispatch" and isinstance(func, cst.Attribute)
         receiver = func.value if by_name else func
         if isinstance(receiver, cst.Call):
             made = [self.lookup.find_class(module, receiver.func)]
         else:
             made = instances.get(last_name(receiver), [])
         methods = {self._entry(each, "dispatch" if by_name else "__call__") for each in made}
-        return methods.pop() if len(methods) == 1 else None
+        unit = methods.pop() if len(methods) == 1 else None
+        if unit is not None and is_test(module.path):
+            module.by_hand.append((call, unit))
+        elif unit is not None:
+            unit.say("HM113", unit.node, name=unit.node.name.value, what=module.where(call))
+        elif by_name and not any(made) and _looks_like_one(call):
+            self.unknown.append((module, call))
 
     def _entry(self, each: Class | None, name: str) -> Unit | None:
         if each is None:
@@ -214,6 +210,16 @@ class Uses:
         method = each.methods.get(name)
         found = (method, each.module) if method is not None else inherited(each, name)
         return None if found is None else found[1].units.get(id(found[0]))
+
+
+def _looks_like_one(call: cst.Call) -> bool:
+    """
+    Tell by its arguments whether a call of some `dispatch` may be one of a middleware.
+    """
+    if is_super(call.func) or dotted(call.func) == "self.dispatch":
+        return False
+    request, following = (last_name(each.value) for each in call.args)
+    return bool(_REQUEST.search(request) or _FOLLOWING.search(following))
 
 
 def _bindings(module: Module) -> set[int]:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -20,10 +21,19 @@ from ._shape import can_end
 
 __all__ = ["CLEARING", "Surroundings", "Taking", "bound"]
 
+_LOCKS = ("BoundedSemaphore", "Condition", "Lock", "RLock", "Semaphore")
 # Of structlog.
 CLEARING = {"clear_contextvars", "reset_contextvars", "unbind_contextvars"}
 _BOUND = "bound_contextvars"
 _MANAGERS = {"contextlib.asynccontextmanager", "contextlib.contextmanager"}
+# What has nothing to do with context variables, of the standard library and by its name.
+_HARMLESS = {
+    *(f"asyncio.{name}" for name in ("Runner", "timeout", "timeout_at")),
+    *(f"contextlib.{name}" for name in ("aclosing", "closing", "nullcontext", "suppress")),
+    *("open", "io.open", "tempfile.TemporaryDirectory", "tempfile.TemporaryFile"),
+    *(f"{library}.{name}" for library in ("asyncio", "threading") for name in _LOCKS),
+}
+_LOCK = re.compile(r"(?:.*_)?(?:r?lock|mutex|sem|semaphore)s?", re.IGNORECASE)
 
 
 class Taking:
@@ -211,6 +221,16 @@ class Surroundings:
         is_variable = isinstance(value, cst.Call) and last_name(value.func) == "ContextVar"
         return is_variable or dotted(func.value) in taking.variables
 
+    def is_harmless(self, item: cst.CSTNode) -> bool:
+        """
+        Tell whether a context manager has nothing to do with context variables.
+        """
+        while isinstance(item, (cst.Call, cst.Subscript)):
+            if self.module.names.qualified(_entered(item)) in _HARMLESS:
+                return True
+            item = _entered(item)
+        return _LOCK.fullmatch(last_name(item)) is not None
+
     def is_manager(self, item: cst.CSTNode) -> bool:
         """
         Tell whether leaving a context manager takes back variables, and does nothing else.
@@ -235,6 +255,10 @@ class Surroundings:
         if known and where is not self.module:
             self.elsewhere.add(last_name(func))
         return known
+
+
+def _entered(item: cst.Call | cst.Subscript) -> cst.BaseExpression:
+    return item.func if isinstance(item, cst.Call) else item.value
 
 
 def _class_only_takes(found: Class) -> bool:
