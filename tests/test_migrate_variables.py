@@ -1410,3 +1410,194 @@ def test_what_may_have_to_do_with_variables_gets_a_notice(line: str) -> None:
     )
 
     assert [each.code for each in conversion.diagnostics] == ["HM218"]
+
+
+CONTEXT = """\
+from contextvars import ContextVar, Token
+
+_current: ContextVar[str | None] = ContextVar("current", default=None)
+_other = ContextVar[str]("other")
+
+def put(value):
+    '''Keep it.'''
+    return _current.set(value)
+
+def store(value: str) -> None:
+    _current.set(value)
+
+def read():
+    return _current.get()
+
+def take_back(token: Token) -> None:
+    _current.reset(token)
+
+def clear() -> None:
+    _current.set(None)
+
+def clear_all():
+    clear()
+    _other.set("")
+
+def clear_and_log():
+    _current.set(None)
+    print("cleared")
+
+def clear_cache():
+    cache.pop("a", None)
+
+class Context:
+    def __init__(self):
+        self.mine = ContextVar("mine")
+
+    def put(self, value):
+        self.mine.set(value)
+
+    def clear(self):
+        self.mine.set({})
+
+context = Context()
+"""
+THROUGH = {
+    "set and cleared": (
+        "ctx.store('mine')\ntry:\n    return await call_next(request)\nfinally:\n    ctx.clear()",
+        (
+            "ctx.store('mine')\ntry:\n    response = yield\n    yield response\n"
+            "finally:\n    ctx.clear()"
+        ),
+    ),
+    "cleared alone": (
+        "try:\n    return await call_next(request)\nfinally:\n    log()\n    ctx.clear_all()",
+        (
+            "try:\n    try:\n        response = yield\n    finally:\n        log()\n"
+            "    yield response\nfinally:\n    ctx.clear_all()"
+        ),
+    ),
+    "a token": (
+        (
+            "token = ctx.put('mine')\ntry:\n    return await call_next(request)\n"
+            "finally:\n    ctx.take_back(token)"
+        ),
+        (
+            "token = ctx.put('mine')\ntry:\n    response = yield\n    yield response\n"
+            "finally:\n    ctx.take_back(token)"
+        ),
+    ),
+    "the old value": (
+        (
+            "old = ctx.read()\nctx.store('mine')\ntry:\n    return await call_next(request)\n"
+            "finally:\n    ctx.store(old)"
+        ),
+        (
+            "old = ctx.read()\nctx.store('mine')\ntry:\n    response = yield\n    yield response\n"
+            "finally:\n    ctx.store(old)"
+        ),
+    ),
+    "a method": (
+        (
+            "ctx.context.put('mine')\ntry:\n    return await call_next(request)\n"
+            "finally:\n    ctx.context.clear()"
+        ),
+        (
+            "ctx.context.put('mine')\ntry:\n    response = yield\n    yield response\n"
+            "finally:\n    ctx.context.clear()"
+        ),
+    ),
+    "no finally": (
+        "ctx.store('mine')\nresponse = await call_next(request)\nctx.clear()\nreturn response",
+        "ctx.store('mine')\nresponse = yield\ntry:\n    yield response\nfinally:\n    ctx.clear()",
+    ),
+}
+
+
+def through(body: str) -> tuple[Conversion, str, str]:
+    """Convert a function whose variables are in another file."""
+    source = (
+        "from app import ctx\n@app.middleware('http')\nasync def mw(request, call_next):\n"
+        + textwrap.indent(f"{body}\n", "    ")
+    )
+    project = Project()
+    project.add("app/ctx.py", CONTEXT)
+    project.add("app/main.py", source)
+    conversion = convert(source, path="app/main.py", project=project)
+    return conversion, source, body_of(conversion)
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_helpers_that_only_set_variables_are_seen_through(name: str) -> None:
+    """What a function of the run takes back is taken back when everything is over."""
+    before, after = THROUGH[name]
+    conversion, source, body = through(before)
+
+    assert body == after
+    assert conversion.diagnostics == []
+    (verdict,) = verify(source, conversion.code, conversion.conversions)
+    assert (verdict.problem, verdict.differences) == ("", [])
+
+
+TOLD = {
+    "a helper that does more": (
+        "try:\n    return await call_next(request)\nfinally:\n    ctx.clear_and_log()"
+    ),
+    "a helper behind the call": (
+        "response = await call_next(request)\nctx.store('later')\nreturn response"
+    ),
+    "a token of another call": (
+        "try:\n    return await call_next(request)\n"
+        "finally:\n    ctx.take_back(request.state.token)"
+    ),
+    "an unknown function": (
+        "try:\n    return await call_next(request)\nfinally:\n    clear_request_id()"
+    ),
+    "an unknown function that resets": (
+        "try:\n    return await call_next(request)\nfinally:\n    await tenants.reset_tenant()"
+    ),
+    "an unknown function that pops": (
+        "try:\n    return await call_next(request)\nfinally:\n    stack.pop_context(1)"
+    ),
+    "an unknown function that detaches": (
+        "token = attach(span)\ntry:\n    return await call_next(request)\n"
+        "finally:\n    detach(token)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_may_take_variables_back_is_named(name: str) -> None:
+    """It is converted as it stands, and HM218 names what may be gone."""
+    conversion, _, body = through(TOLD[name])
+
+    assert "yield response" not in body
+    if name != "a token of another call":
+        assert [each.code for each in conversion.diagnostics] == ["HM218"]
+
+
+QUIET_CALLS = {
+    "a function of the run that sets none": "ctx.clear_cache()",
+    "a dictionary": "seen.pop(request.url.path, None)",
+    "a list": "self.stack.pop()",
+    "an event": "ready.clear()",
+}
+
+
+@pytest.mark.parametrize("call", QUIET_CALLS.values(), ids=list(QUIET_CALLS))
+def test_what_takes_something_else_back_is_not_named(call: str) -> None:
+    """What is no context variable keeps its moment, and there is nothing to say."""
+    conversion, _, body = through(
+        f"try:\n    return await call_next(request)\nfinally:\n    {call}"
+    )
+
+    assert body == f"try:\n    yield\nfinally:\n    {call}"
+    assert conversion.diagnostics == []
+
+
+def test_the_command_looks_for_helpers(tmp_path: Path) -> None:
+    """A file without `call_next` is read where it defines a function that sets a variable."""
+    (tmp_path / "ctx.py").write_text(CONTEXT)
+    (tmp_path / "mw.py").write_text(
+        "import ctx\n@app.middleware('http')\nasync def mw(request, call_next):\n"
+        + textwrap.indent(THROUGH["set and cleared"][0] + "\n", "    ")
+    )
+
+    assert main(["migrate", "--write", "--verify", str(tmp_path)]) == 0
+
+    assert "        yield response\n" in (tmp_path / "mw.py").read_text()

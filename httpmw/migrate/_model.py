@@ -55,7 +55,8 @@ class Converted:
         registered: How it is registered in this run: `"class"`, `"decorator"`, `"dispatch="`,
             `'app.middleware("http")(fn)'`, `"delegation"`, or `"elsewhere"`.
         forgets: Whether context variables are taken back at the response start (HM218).
-        managers: The context managers of other files that take them back behind it.
+        managers: The context managers of other files that take them back behind it, and what
+            functions of other files do with them, as `name=kind:variable`.
     """
 
     kind: str

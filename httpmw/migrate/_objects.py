@@ -112,7 +112,7 @@ class Objects:
         factory, where = self.function(place, node.func, depth)
         if factory is None:
             return _NOTHING
-        inside = self._inside(factory, where)
+        inside = self.inside(factory, where)
         given = [each.value for each in own_scope(factory.body) if isinstance(each, cst.Return)]
         found = self._one_function(((inside, each) for each in given), depth)
         if found[0] is None and factory.returns is not None:
@@ -172,7 +172,7 @@ class Objects:
         factory, where = self.function(place, node.func, depth)
         if factory is None:
             return None
-        inside = self._inside(factory, where)
+        inside = self.inside(factory, where)
         if factory.returns is not None:
             annotated = self._annotated(inside, factory.returns.annotation)
             if annotated is not None:
@@ -186,6 +186,20 @@ class Objects:
             return place.owner
         return _agreed(found) if found else None
 
+    def value_of(self, place: Place, node: cst.CSTNode) -> Any:
+        """
+        Find the value that a name of a file, or an attribute of an object, is set to.
+        """
+        if isinstance(node, cst.Attribute):
+            owner = self.instance(place, node.value) or self._class(place, node.value)
+            if owner is not None:
+                values = [value for _, value in _attributes(owner, node.attr.value)]
+                return values[0] if len(values) == 1 else None
+        if isinstance(node, cst.Name) and self._local(place, node.value) is not None:
+            return None
+        found = self.lookup.find(place.module, node)
+        return found[0] if isinstance(found, tuple) else None
+
     # ------------------------------------------------------------------ names
 
     def _class(self, place: Place, node: cst.CSTNode) -> Class | None:
@@ -197,7 +211,10 @@ class Objects:
                 return found[0] if len(found) == 1 else None
         return self.lookup.find_class(place.module, node)
 
-    def _inside(self, function: cst.FunctionDef, module: Module) -> Place:
+    def inside(self, function: cst.FunctionDef, module: Module) -> Place:
+        """
+        Give the place of what stands in a function.
+        """
         around = module.places[id(function)]
         return replace(around, scopes=(*around.scopes, function))
 

@@ -90,6 +90,14 @@ class Project:
         every = (each for each in self.all_units() if self.converts(each))
         return {name for each in every if each.held.lost is not None for name in each.entered()}
 
+    def called_back(self) -> set[str]:
+        """
+        Give the names of functions that may set a context variable, or take it back.
+        """
+        self.resolve()
+        every = (each for each in self.all_units() if self.converts(each))
+        return {name for each in every for name in each.called_back()}
+
     def reject(self, module: Module, qualname: str, code: str, what: str) -> None:
         """
         Leave a function as it was, and all that belongs to it.

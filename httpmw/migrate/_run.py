@@ -165,13 +165,16 @@ def _add_others(project: Project, files: dict[str, File | None], result: Result)
     """
     Parse the other files in which a function that is to be converted is named.
 
-    And those in which a context manager is defined in which it calls the app.
+    And those in which a context manager is defined in which it calls the app, or a function that
+    sets a context variable for it.
     """
     patterns = []
     if names := project.wanted():
         patterns.append((_any_of(rb"\b(?:%s)\b", names), b"import"))
     if names := project.entered():
         patterns.append((_any_of(rb"\b(?:def|class)\s+(?:%s)\b", names), b""))
+    if names := project.called_back():
+        patterns.append((_any_of(rb"\bdef\s+(?:%s)\b", names), b"ContextVar"))
     if not patterns:
         return
     for path, file in files.items():

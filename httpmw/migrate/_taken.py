@@ -28,6 +28,7 @@ class Taken:
     def __init__(self, unit: Unit, lookup: Lookup) -> None:
         self.function = unit.node
         self.sites = unit.found.sites
+        self.apps = {id(each.call) for each in self.sites.values()}
         self.runs_app = unit.runs_app
         self.flow = unit.flow
         # The ids of the `with` statements that become a time limit.
@@ -35,8 +36,8 @@ class Taken:
         received = self.flow.received
         bound = {each.name.value for each in own_parameters(unit.node)}
         bound |= self.flow.rebound | received
-        self.taking = Taking(unit.node.body)
         self.surroundings = Surroundings(lookup, unit.inside(), bound)
+        self.taking = Taking(self.surroundings.calls, unit.node.body)
         self.is_harmless = self.surroundings.is_harmless
         self.quiet = Quiet(unit.module.names, unit.request, received, self.flow.rebound)
         # The calls of the app behind which the function ends.
@@ -69,9 +70,14 @@ class Taken:
                 harmless = id(node) in self.limited or all(map(self.is_harmless, items))
                 if self.runs_app(node.body) and not harmless:
                     found.append(node)
-            elif isinstance(node, cst.Call) and (behind or id(node) in last):
+            elif (
+                isinstance(node, cst.Call)
+                and (behind or id(node) in last)
+                and id(node) not in self.apps
+            ):
                 is_taking = self.taking.is_taking(node) and id(node) not in over
-                if is_taking or self.surroundings.is_set(node, self.taking):
+                may_take = id(node) in last and self.surroundings.may_take(node)
+                if is_taking or may_take or self.surroundings.is_set(node, self.taking):
                     found.append(node)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
@@ -37,6 +38,12 @@ _SCOPES = {
         "open_nursery",
     )
 } | {"asyncio.TaskGroup"}
+
+
+# What a function is called that sets a context variable, or takes it back.
+_SETS = re.compile(
+    r"_?(?:bind|clear|detach|pop|push|put|remove|reset|restore|set|store|unbind|unset|use)(?:_|$)"
+)
 
 
 class Unit:
@@ -305,6 +312,16 @@ class Unit:
             for item in node.items
             if isinstance(item.item, cst.Call)
         } - {""}
+
+    def called_back(self) -> set[str]:
+        """
+        Give the names of the functions that are called in it, and may do that to a variable.
+        """
+        return {
+            last_name(node.func)
+            for node in own_scope(self.node.body)
+            if isinstance(node, cst.Call) and _SETS.match(last_name(node.func))
+        }
 
     def _becomes_a_limit(self, node: cst.With) -> bool:
         call: Any = node.items[0].item

@@ -1,18 +1,21 @@
 # What takes back context variables: calls, statements, and context managers.
 #
 # Rule 1: a variable is known by how it is used: what `set()` gave is handed to `reset()`, what
-# `get()` gave is handed to `set()`. structlog's are known by the names of its functions.
+# `get()` gave is handed to `set()`. structlog's are known by the names of its functions. What
+# functions of the run do with variables is looked up (`_calls`).
 # Rule 2: a context manager takes back variables and does nothing else where its definition is in
 # this run, and nothing but that stands behind its `yield` or in its `__exit__`.
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import libcst as cst
 
+from ._calls import Calls
 from ._lookup import Lookup
 from ._module import Class, Module, Place, targets
 from ._names import dotted, find, is_none, last_name, own_scope
@@ -34,6 +37,9 @@ _HARMLESS = {
     *(f"{library}.{name}" for library in ("asyncio", "threading") for name in _LOCKS),
 }
 _LOCK = re.compile(r"(?:.*_)?(?:r?lock|mutex|sem|semaphore)s?", re.IGNORECASE)
+# What sounds like taking back what was set.
+_TAKES = re.compile(r"(?:clear|detach|pop|reset|restore|unbind|unset)_|detach$")
+_TAKES_IF_IMPORTED = {"clear", "pop", "reset", "restore", "unset"}
 
 
 class Taking:
@@ -41,10 +47,12 @@ class Taking:
     What takes back variables in one scope.
 
     Args:
+        calls: What calls do with context variables.
         scopes: The bodies in which tokens and values are kept.
     """
 
-    def __init__(self, *scopes: cst.CSTNode) -> None:
+    def __init__(self, calls: Calls, *scopes: cst.CSTNode) -> None:
+        self.calls = calls
         # The variables that are set, and the names in which what takes them back is kept.
         self.variables: set[str] = set()
         self.names: set[str] = set()
@@ -63,43 +71,47 @@ class Taking:
             self.kept.pop(name, None)
 
     def _keep(self, name: str, value: cst.BaseExpression | None) -> set[str]:
-        func = value.func if isinstance(value, cst.Call) else None
-        variable = dotted(func.value) if isinstance(func, cst.Attribute) else ""
-        kind = "" if func is None else last_name(func)
-        if kind == "set":
-            self.variables.add(variable)
-        elif kind != "get":
+        done = self.calls.done(value) if isinstance(value, cst.Call) else None
+        if done is not None and done.kind == "set":
+            self.variables.add(done.variable)
+        elif done is None or done.kind != "get":
             if is_none(value):
                 self.unsure.add(name)
                 return set()
             return {name}
         self.names.add(name.rpartition(".")[2])
-        return {name} if self.kept.setdefault(name, variable) != variable else set()
+        known = self.kept.setdefault(name, done.variable)
+        return {name} if known != done.variable else set()
 
     def is_taking(self, call: cst.Call) -> bool:
         """
         Tell whether a call takes back variables.
         """
         name = last_name(call.func)
-        if name == "set":
-            return self.taken_with(call) is not None
-        given = {last_name(each.value) for each in call.args}
-        return name in CLEARING or (name == "reset" and bool(given & self.names))
+        if name in CLEARING:
+            return True
+        if name == "reset" and {last_name(each.value) for each in call.args} & self.names:
+            return True
+        done = self.calls.done(call)
+        if done is None:
+            return False
+        if done.kind == "reset":
+            return last_name(done.given) in self.names if done.given is not None else False
+        return done.kind in {"clear", "more"} or self.taken_with(call) is not None
 
     def taken_with(self, call: cst.Call) -> str | None:
         """
         Give the name of what a call takes a variable back with; nothing where it is another one.
         """
-        name = last_name(call.func)
-        if name in {"clear_contextvars", "unbind_contextvars"}:
+        if last_name(call.func) in {"clear_contextvars", "unbind_contextvars"}:
             return "" if all(isinstance(e.value, cst.SimpleString) for e in call.args) else None
-        if len(call.args) != 1:
+        done = self.calls.done(call)
+        if done is not None and done.kind == "clear":
+            return ""
+        if done is None or done.kind not in {"reset", "set"}:
             return None
-        variable = dotted(call.func.value) if isinstance(call.func, cst.Attribute) else ""
-        if name not in {"reset", "set"}:
-            return None
-        given = dotted(call.args[0].value)
-        return given if given and self.kept.get(given) == variable else None
+        given = dotted(done.given)
+        return given if given and self.kept.get(given) == done.variable else None
 
     def only(self, statements: Iterable[cst.CSTNode], sure: Container[str] = ()) -> bool:
         """
@@ -203,23 +215,41 @@ class Surroundings:
     def __init__(self, lookup: Lookup, place: Place, bound: set[str]) -> None:
         self.lookup = lookup
         self.objects = Objects(lookup)
+        self.calls = Calls(self.objects, place, bound - {"self", "cls"})
         self.place = place
         self.module = place.module
         self.bound = bound
         # The names of the managers that are defined in other files.
-        self.elsewhere: set[str] = set()
+        self._elsewhere: set[str] = set()
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """
+        Give what is defined in other files: managers by their names, functions with what they do.
+        """
+        return self._elsewhere | self.calls.elsewhere
 
     def is_set(self, call: cst.Call, taking: Taking) -> bool:
         """
         Tell whether a call sets a context variable.
         """
-        func = call.func
-        if not isinstance(func, cst.Attribute) or func.attr.value != "set" or len(call.args) != 1:
+        done = self.calls.done(call)
+        if done is None or done.kind != "set":
             return False
-        found = self.lookup.find(self.module, func.value)
-        value = found[0] if isinstance(found, tuple) else None
-        is_variable = isinstance(value, cst.Call) and last_name(value.func) == "ContextVar"
-        return is_variable or dotted(func.value) in taking.variables
+        return done.known or done.variable in taking.variables
+
+    def may_take(self, call: cst.Call) -> bool:
+        """
+        Tell by its name whether a function that is not in the run may take back variables.
+        """
+        name = last_name(call.func)
+        if self.calls.function(call) is not None:
+            return False
+        if _TAKES.match(name):
+            return True
+        root = dotted(call.func).partition(".")[0]
+        known = root in sys.stdlib_module_names
+        return name in _TAKES_IF_IMPORTED and root in self.module.names.imports and not known
 
     def is_harmless(self, item: cst.CSTNode) -> bool:
         """
@@ -244,16 +274,16 @@ class Surroundings:
             return False
         found = self.lookup.find_class(self.module, func)
         if found is not None:
-            where, known = found.module, _class_only_takes(found)
+            where, known = found.module, _class_only_takes(found, self.objects)
         else:
             function, where = self.objects.function(self.place, func)
             known = (
                 function is not None
                 and where.named(function.name.value) == 1
-                and _function_only_takes(function, where)
+                and _function_only_takes(function, where, self.objects)
             )
         if known and where is not self.module:
-            self.elsewhere.add(last_name(func))
+            self._elsewhere.add(last_name(func))
         return known
 
 
@@ -261,10 +291,10 @@ def _entered(item: cst.Call | cst.Subscript) -> cst.BaseExpression:
     return item.func if isinstance(item, cst.Call) else item.value
 
 
-def _class_only_takes(found: Class) -> bool:
+def _class_only_takes(found: Class, objects: Objects) -> bool:
     methods = [found.methods.get(name) for name in ("__exit__", "__aexit__")]
     bodies = [each.body for each in found.methods.values()]
-    taking = Taking(*bodies)
+    taking = Taking(Calls(objects, Place(found.module, found), set()), *bodies)
     sure = taking.bound(line for body in bodies for line in body.body)
     return any(methods) and all(
         taking.only((each for each in _statements(method.body) if not _gives_nothing(each)), sure)
@@ -273,11 +303,11 @@ def _class_only_takes(found: Class) -> bool:
     )
 
 
-def _function_only_takes(function: cst.FunctionDef, where: Module) -> bool:
+def _function_only_takes(function: cst.FunctionDef, where: Module, objects: Objects) -> bool:
     if [where.names.qualified(d.decorator) in _MANAGERS for d in function.decorators] != [True]:
         return False
     yields = [each for each in own_scope(function.body) if isinstance(each, cst.Yield)]
-    taking = Taking(function.body)
+    taking = Taking(Calls(objects, objects.inside(function, where), set()), function.body)
     sure = taking.bound(function.body.body)
     return bool(yields) and len(yields) == _quiet_yields(_statements(function.body), taking, sure)
 
