@@ -12,8 +12,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -27,6 +28,8 @@ from ._drive import PAUSED, Driven, Turn
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from ._observe import Observer
 
 CHUNK = 64 * 1024  # of a file, as in starlette.responses.FileResponse
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -285,6 +288,7 @@ class Progress:
         "ended_at",
         "lost",
         "made",
+        "observers",
         "started_at",
     )
 
@@ -294,7 +298,10 @@ class Progress:
         # Whether the client was known to be gone when the end was sent.
         self.lost = False
         self.started_at: float | None = None
+        # When the server had the last message, or it was known that it would never get it.
         self.ended_at: float | None = None
+        # Who is told of that moment, the outermost first.
+        self.observers: Sequence[Observer] = ()
         self._trailers = trailers
         # RFC 9110 section 9.3.2: what is handed over as the answer to a HEAD is not sent.
         self._head = head
@@ -319,12 +326,39 @@ class Progress:
         if kind == "http.response.body":  # nearly always: so without a further call
             if not self._head:
                 self.bytes_sent += len(message.get("body", b""))
-            if not message.get("more_body"):
-                self.complete = not self._trailers
+            if not message.get("more_body") and not self._trailers:
+                self.complete = True
+                if self.ended_at is None:  # as in `end`, without the calls
+                    self.ended_at = time.perf_counter()
+                if self.observers:
+                    self.end()
             return
         if kind in _BODY and not self._head:
             self.bytes_sent += message.get("size") or _file_size(message)
-        self.complete = is_last(message, trailers=self._trailers)
+        if is_last(message, trailers=self._trailers):
+            self.complete = True
+            self.end()
+
+    def lose(self) -> None:
+        """
+        The client is gone: the end comes no more, or nobody gets it.
+        """
+        if not self.complete:
+            self.lost = True
+            self.end()
+
+    def end(self) -> None:
+        """
+        Note the moment, and tell of it.
+        """
+        self.over()
+        observers, self.observers = self.observers, ()
+        for each in observers:
+            each.tell("disconnected" if self.lost else "completed")
+
+    def over(self) -> None:
+        if self.ended_at is None:
+            self.ended_at = time.perf_counter()
 
 
 def is_last(message: Message, *, trailers: bool) -> bool:

@@ -367,6 +367,26 @@ def response_body_gone() -> MiddlewareError:
     )
 
 
+def bad_callback(callback: object) -> TypeError:
+    return TypeError(
+        f"`response.on_sent` takes a plain function of the response, got {place(callback)}, a "
+        f"{type(callback).__name__}; it is called in the middle of sending, where nothing can be "
+        "awaited.\n"
+        "Write `def done(response): ...`; what has to be awaited belongs after `yield response`."
+    )
+
+
+def observed_too_late() -> MiddlewareError:
+    return MiddlewareError(
+        f"{_caller()} called `response.on_sent()` when the response was on its way already.\n"
+        "Call it between `response = yield` and the end of the function (or `yield response`)."
+    )
+
+
+def failed_callback(callback: object) -> str:
+    return f"the callback {place(callback)} of `response.on_sent` failed; the response is unharmed"
+
+
 def own_task() -> MiddlewareError:
     return MiddlewareError(
         f"{_caller()} read a body from a task of its own (`create_task`, `gather`, a task group, "

@@ -27,7 +27,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from types import AsyncGeneratorType, CoroutineType, MappingProxyType
@@ -48,6 +47,7 @@ from ._context import open_scopes, running_loop, task_of, trio_task
 from ._drive import Turn
 from ._errors import NoResponseError
 from ._layout import lay_out
+from ._observe import Observer
 from ._response import AppResponse, Outcome
 from ._travel import (
     COUNTED,
@@ -63,7 +63,7 @@ from ._travel import (
 if TYPE_CHECKING:
     from ._call_next import DispatchFlow
 
-AnyFlow: TypeAlias = AsyncGenerator[Any, Any]
+AnyFlow: TypeAlias = AsyncGenerator[Any, Any] | Observer
 _get_hooks: Final = sys.get_asyncgen_hooks
 # It takes its arguments as a tuple; not to have one made for each call saves a third of it.
 _set_hooks: Final = sys.set_asyncgen_hooks
@@ -452,7 +452,8 @@ class Exchange(Outbound):
             self.complicate()
         while self.waits:
             (flow, response), *self.waits = self.waits
-            progress.ended_at = progress.ended_at or time.perf_counter()
+            if type(flow) is Observer:  # it has been told
+                continue
             response._outcome = "completed"
             failure = await self._resume(flow, None)
             if failure is not None:
@@ -555,6 +556,8 @@ class Exchange(Outbound):
             self._close_book(tail, response)
             if response._outcome is None:
                 failure = await self._find_outcome(response, failure)
+            if response._observer is not None:
+                response._observer.tell(response._outcome)
         return await self._resume(flow, failure, tail.cancellation)
 
     async def _resume(
@@ -595,8 +598,7 @@ class Exchange(Outbound):
         progress = response._progress
         if progress is None:
             progress = response._progress = Progress(trailers=False)
-        if progress.ended_at is None:
-            progress.ended_at = time.perf_counter()
+        progress.over()
         if tail.replaced:
             response._outcome = "replaced"
         elif progress.complete and not progress.lost:

@@ -28,7 +28,7 @@ async def answer(
     handler = _find(exc, application, handlers)
     if handler is None:
         return _default(exc)
-    if _is_async(handler):
+    if is_async(handler):
         response = await handler(conn, exc)
     else:
         response = await run_in_threadpool(handler, conn, exc)
@@ -57,7 +57,11 @@ def _default(exc: HTTPException) -> Response:
     return PlainTextResponse(exc.detail, status_code=exc.status_code, headers=exc.headers)
 
 
-def _is_async(handler: Any) -> bool:
+def is_plain_callable(value: object) -> bool:
+    return callable(value) and not is_async(value)
+
+
+def is_async(handler: Any) -> bool:
     while isinstance(handler, functools.partial):
         handler = handler.func
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from http import HTTPStatus
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from starlette.background import BackgroundTask
@@ -20,15 +22,20 @@ from ._body import (
     as_bytes,
     as_iterator,
 )
+from ._handlers import is_plain_callable
 from ._layout import lay_out
 
 if TYPE_CHECKING:
     from ._call_next import DispatchFlow
+    from ._observe import Callback, Observer
     from ._travel import Outbound
 
 __all__ = ["AppResponse", "Outcome"]
 
 Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelled", "replaced"]
+
+# A function that makes a generator, a coroutine or an async generator.
+_SPECIAL: Final = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 # What describes the very bytes of a body (RFC 9110 section 8.8.3, RFC 9530, RFC 1864).
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
@@ -111,6 +118,8 @@ class AppResponse(Response):
     # Whether it still can be changed: until the function ends or yields it.
     _open = True
     _progress: Progress | None = None
+    # Whom `on_sent` has asked to be told, until that was done.
+    _observer: Observer | None = None
     _outcome: Outcome | None = None
 
     # See `received()`; `Response.__init__` would render a body.
@@ -318,7 +327,7 @@ class AppResponse(Response):
     @property
     def bytes_sent(self) -> int:
         """
-        How many bytes of body were sent so far; all of them, after `yield response`.
+        How many bytes of body were sent so far; all of them, when the response is over.
         """
         return 0 if self._progress is None else self._progress.bytes_sent
 
@@ -332,14 +341,18 @@ class AppResponse(Response):
     @property
     def ended_at(self) -> float | None:
         """
-        When everything was over, in seconds of `time.perf_counter()`; None before.
+        When the response was over, in seconds of `time.perf_counter()`; None before.
+
+        That is when the server had taken its last message, trailers included, or when it was known
+        that none would come. What the inner app does afterwards does not count: its background
+        tasks, the exits of FastAPI's dependencies.
         """
         return None if self._progress is None else self._progress.ended_at
 
     @property
     def outcome(self) -> Outcome | None:
         """
-        How it ended, after `yield response`; None before.
+        How it ended, in a callback of `on_sent` and after `yield response`; None before.
 
         * `"completed"`: the last message was sent.
         * `"disconnected"`: the client left before.
@@ -349,6 +362,34 @@ class AppResponse(Response):
         * `"replaced"`: this function sent another response in its place.
         """
         return self._outcome
+
+    def on_sent(self, callback: Callback) -> None:
+        """
+        Call *callback* once, with this response, as soon as it is over.
+
+        That is when the server has taken the last message, or when it is known that none will come:
+        the client is gone, the inner app has failed or was cancelled, the function gives another
+        response. `outcome`, `bytes_sent` and `ended_at` are known then. Background tasks and the
+        exits of FastAPI's dependencies come later, and so does `yield response`.
+
+        Args:
+            callback: A plain function. It runs in the context of the request, in the middle of
+                sending: it should be quick. What it raises is logged by the logger `httpmw`, and
+                harms nothing.
+
+        Several callbacks of one function are called in their order, and those of layers further out
+        first; where it is only found at the end that the last message is missing, those further in.
+
+        Raises:
+            MiddlewareError: After `yield response`, or after the function has ended.
+            TypeError: *callback* cannot be called, or is a coroutine function.
+        """
+        # Nearly always a function: that is seen without the questions that an object needs.
+        code = getattr(callback, "__code__", None)
+        is_plain = isinstance(code, CodeType) and not code.co_flags & _SPECIAL
+        if not is_plain and not is_plain_callable(callback):
+            raise _errors.bad_callback(callback)
+        self._outbound.observe(self, callback)
 
     # ------------------------------------------------------------------ the engine's side
 
@@ -434,6 +475,7 @@ lay_out(
     "_body",
     "_given_body",
     "_open",
+    "_observer",
     "_outcome",
     "_progress",
 )

@@ -41,6 +41,7 @@ from ._body import (
 from ._connection import Connection
 from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
+from ._observe import Callback, Observer, outcome_of
 from ._response import AppResponse, Headers, received
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Outbound(Driven):
 
     # What every request comes to is set when the object is made. All else has its default here:
     # most requests never look at it, and to set it would cost them.
-    __slots__ = ("loop", "plain", "server_send", "state", "states", "waiting")
+    __slots__ = ("loop", "outgoing", "plain", "server_send", "state", "states", "waiting")
 
     state: int
     # The flows that wait for a response, the outermost first.
@@ -102,6 +103,8 @@ class Outbound(Driven):
     loop: Any
     # Where the scopes are known that tasks hold open; false as long as there are none.
     states: Any
+    # The last `_to_server` of a message that is counted, begun or over; unset before the first.
+    outgoing: Any
 
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
@@ -115,7 +118,8 @@ class Outbound(Driven):
     # Left behind by a start of which nobody knows whether the server has it.
     _lost: Tail | None = None
     _body: LiveBody | None = None
-    # Of the body as the source sends it, and of all bodies that its messages become.
+    # Of the body as the source sends it, and of all bodies that its messages become, the outermost
+    # first.
     _progress: Progress | None = None
     _progresses: Sequence[Progress] = ()
     # Whether the start that was sent is another one than the source's.
@@ -139,7 +143,8 @@ class Outbound(Driven):
         if message["type"] == "http.response.start":
             return self._start(message)
         if state is COUNTED and not self.taken:
-            return self._to_server(message, counted=True)
+            self.outgoing = outgoing = self._to_server(message, counted=True)
+            return outgoing
         return self._send(message)
 
     async def receive(self) -> Message:
@@ -148,11 +153,36 @@ class Outbound(Driven):
         """
         if self.state is DISCARDED or self.state is DRAINED:
             self.told_gone = True
+            self._lose()
             return DISCONNECT
         message = await self.exchange.receive_inward()
         if message["type"] == "http.disconnect":
             await self._all_quiet()
+            # What is on its way may be the end: it is looked at when it is there.
+            outgoing = getattr(self, "outgoing", None)
+            if outgoing is None or outgoing.cr_frame is None:
+                self._lose()
         return message
+
+    def _lose(self) -> None:
+        """
+        The client is known to be gone.
+        """
+        for progress in self._progresses:
+            progress.lose()
+
+    def observe(self, response: AppResponse, callback: Callback) -> None:
+        """
+        Call *callback* when *response*, which a flow has in its hands, is over.
+        """
+        if self.state is not TRAVELLING or not response._open:
+            raise _errors.observed_too_late()
+        observer = response._observer
+        if observer is None:
+            observer = response._observer = Observer(response, callback)
+            self.waiting.append(observer)
+        else:
+            observer.callbacks = (*observer.callbacks, callback)
 
     async def _all_quiet(self) -> None:
         """
@@ -215,6 +245,7 @@ class Outbound(Driven):
             and _spec_version(self.exchange.scope) >= (2, 4)
         ):
             self.told_gone = True
+            self._lose()
             if self._signal is None:
                 self._signal = Discarded("another response was sent in place of this one")
             raise self._signal
@@ -224,16 +255,19 @@ class Outbound(Driven):
                 progress.count(message)
 
     async def _to_server(self, message: Message, *, counted: bool = False) -> None:
-        gone = self.exchange.gone
         noted = message
-        if counted and message["type"] == "http.response.pathsend":
-            noted = await sized(message)
+        gone = failed = False
+        if not message.get("more_body"):
+            # Who had left before the end was sent does not get it.
+            gone = self.exchange.gone
+            if counted and message["type"] == "http.response.pathsend":
+                noted = await sized(message)
         sent = True
         try:
             await self.server_send(message)
         except BaseException as exc:
             # hypercorn tells of the end within its last `send`: the message is out.
-            sent = _context.is_cancellation(exc)
+            sent, failed = _context.is_cancellation(exc), True
             if isinstance(exc, OSError):
                 # ASGI 2.4, "Disconnected Client": that is how a server tells it.
                 self.exchange.gone = True
@@ -241,12 +275,14 @@ class Outbound(Driven):
         finally:
             if sent:
                 for progress in self._progresses:
+                    if gone:
+                        progress.lost = True
                     if counted:
                         progress.count(noted)
                     else:
                         progress.settle()
-                    if gone:
-                        progress.lost = True
+            if failed and self.exchange.gone:
+                self._lose()
 
     def _settle(self) -> None:
         for progress in self._progresses:
@@ -434,6 +470,8 @@ class Outbound(Driven):
         same = not self.waiting and response._body is None
         outward = response if same else response._outward()
         response._progress = self._progress_of(outward)
+        if type(flow) is Observer:
+            flow.observe(response._progress)
         return outward
 
     def _progress_of(self, outward: AppResponse) -> Progress:
@@ -450,13 +488,17 @@ class Outbound(Driven):
             trailers = trailers and isinstance(body.source, LiveBody)
             progress = Progress(trailers=trailers, made=body.is_made(), head=self.is_head)
             outward._body = CountedBody(body, progress)
-        self._progresses = (*self._progresses, progress)
+        self._progresses = (progress, *self._progresses)
         return progress
 
     def _fail(self, failure: BaseException) -> BaseException:
         # Raised out of the source's `send`, and kept: whatever the source makes of it, it is
         # what the outer flows get, when the source has ended. But a cancellation belongs to the
         # source: it may be a limit of its own, and a stale one must never be raised.
+        waiting = self.waiting
+        if waiting and isinstance(observer := waiting[-1], Observer):  # of the flow that fails
+            waiting.pop()
+            observer.tell(outcome_of(failure))
         tail = self.exchange.add_tail()
         kept = _context.without_cancellations(failure)
         if kept is None:
@@ -489,6 +531,7 @@ class Outbound(Driven):
         given._take_body(response, value.body_iterator, value.charset)
         given._close()
         self._cut = True
+        response._outcome = "replaced"
         tail = self.exchange.add_tail(flow)
         tail.response = response
         tail.replaced = True
@@ -503,6 +546,8 @@ class Outbound(Driven):
         """
         Send *value* through the flows further out; the source is discarded.
         """
+        if response._observer is not None:
+            response._observer.tell("replaced")
         tail = self.exchange.add_tail(flow)
         tail.response = response
         tail.replaced = True
@@ -566,6 +611,7 @@ class Outbound(Driven):
         # refuse, but another start must not go out past the flows.
         if isinstance(exc, OSError):
             self.exchange.gone = True
+            self._lose()
         elif _context.is_cancellation(exc):
             self._lost = self.exchange.add_tail()
             self._lost.without_response = True

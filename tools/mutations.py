@@ -24,8 +24,9 @@ class Mutation(NamedTuple):
     equivalent: str = ""
 
 
-EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE = (
-    f"httpmw/_{name}.py" for name in ("exchange", "travel", "body", "drive", "context", "response")
+EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE = (
+    f"httpmw/_{name}.py"
+    for name in ("exchange", "travel", "body", "drive", "context", "response", "observe")
 )
 
 MUTATIONS = [
@@ -591,10 +592,50 @@ MUTATIONS = [
         tests="tests/test_tasks_and_contexts.py::test_end_leaves_nothing_to_the_garbage_collector",
     ),
     Mutation(
+        "who waits for the last message is told when the app has ended",
+        BODY,
+        """                if self.observers:
+                    self.end()
+""",
+        "",
+        tests="tests/test_on_sent.py::test_before_a_background_task",
+    ),
+    Mutation(
+        "a client that is gone is no end of the response",
+        TRAVEL,
+        "if outgoing is None or outgoing.cr_frame is None:",
+        "if False:",
+        tests="tests/test_on_sent.py::test_disconnected_by_receive",
+    ),
+    Mutation(
+        "a client is gone that the server takes the last message for",
+        TRAVEL,
+        "if outgoing is None or outgoing.cr_frame is None:",
+        "if True:",
+        tests="tests/test_on_sent.py::test_disconnect_that_is_told_within_the_last_send",
+    ),
+    Mutation(
+        "a callback runs in the context of whoever sends",
+        OBSERVE,
+        "context = None if running is task else _context.context_of(task)",
+        "context = None",
+        tests="tests/test_on_sent.py::test_context_of_the_request",
+    ),
+    Mutation(
+        "a function that fails is not told before the app",
+        TRAVEL,
+        """            waiting.pop()
+            observer.tell(outcome_of(failure))
+""",
+        """            pass
+""",
+        tests="tests/test_on_sent.py::test_function_that_fails",
+    ),
+    Mutation(
         "the body ends a response that has trailers",
         BODY,
-        "self.complete = not self._trailers",
-        "self.complete = True",
+        'if not message.get("more_body") and not self._trailers:',
+        'if not message.get("more_body"):',
         tests="tests/test_response.py::test_accounting_of_a_missing_trailer",
     ),
     Mutation(

@@ -251,6 +251,7 @@ async def response(conn: Connection) -> Flow:
     response.background = BackgroundTask(print)
     response.set_cookie("name", "value")
     response.delete_cookie("name")
+    response.on_sent(lambda sent: sent.outcome)
     yield as_response
     assert_type(response.bytes_sent, int)
     assert_type(response.started_at, float | None)
