@@ -33,6 +33,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio.to_thread
+import fastapi  # noqa: F401 - a project imports it while `sys.modules` is another one
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -193,6 +194,16 @@ class Project:
         with (self.folder / title["name"]).open("a" if title["add"] else "w") as file:
             file.write(code)
 
+    def late_imports(self) -> list[str]:
+        """Name the files that import something below their first definition."""
+        late = []
+        for file in self.folder.glob("*.py"):
+            nodes = ast.parse(file.read_text()).body
+            kinds = [isinstance(node, ast.Import | ast.ImportFrom) for node in nodes]
+            if kinds != sorted(kinds, reverse=True):
+                late.append(file.name)
+        return late
+
     def load(self, name: str) -> Any:
         """Import a file anew, and all that it imports."""
         importlib.invalidate_caches()
@@ -268,6 +279,7 @@ async def test_project(
             assert lines[-len(expected) :] == expected
 
     assert shown
+    assert project.late_imports() == []
 
 
 @pytest.mark.parametrize(("name", "title", "code"), list(blocks("py")))
