@@ -18,13 +18,13 @@ import sqlite3
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import HTTPException as FastAPIHTTPException
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -50,10 +50,12 @@ from docs_src.recipes import (
     error_pages,
     etag,
     gunzip_upload,
+    log_bodies,
     placing_fastapi,
     placing_starlette,
     problem_details,
     request_id,
+    retry_route,
     rewrite_html,
     route_template,
     security_headers,
@@ -284,6 +286,76 @@ async def test_access_log_outside_of_the_error_page_knows_it(app_with, caplog):
     line = await access_line(caplog, app)
 
     assert line.startswith("GET / 500, 21 bytes in ")
+
+
+async def answer_like(request: Request) -> Response:
+    """Answer with the body and the type of the request."""
+    kind = request.headers.get("content-type", "")
+    return Response(await request.body(), headers={"content-type": kind})
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "line"),
+    [
+        (
+            "application/json",
+            b'{"name": "me", "Password": "p", "of": [{"token": 1}]}',
+            '{"name": "me", "Password": "***", "of": [{"token": "***"}]}',
+        ),
+        ("application/problem+json; charset=utf-8", b'{"a": "b\\n"}', '{"a": "b\\n"}'),
+        ("application/x-www-form-urlencoded", b"a=1&a=2&card_no=3&b=", "a=1&a=2&card_no=***&b="),
+        ("application/json", b"password: p", "11 bytes that are not 'application/json'"),
+        ("application/json", b"[" * 90_000, "90000 bytes that are not 'application/json'"),
+        ("text/plain", b"password: p", "11 bytes of 'text/plain'"),
+    ],
+)
+async def test_bodies_are_logged_without_secrets(app_with, caplog, kind, body, line):
+    """Members and fields with telling names are hidden; what cannot be read is not shown."""
+    app = app_with({"/": answer_like}, log_bodies.log_bodies)
+    headers = {"content-type": kind}
+
+    with caplog.at_level(logging.INFO, logger="bodies"):
+        result = await run(app=app, method="POST", headers=headers, body=body)
+
+    assert result.body == body
+    assert [each.getMessage() for each in caplog.records if each.name == "bodies"] == [
+        f"POST / < {line}",
+        f"POST / > 200 {line}",
+    ]
+
+
+async def test_logged_bodies_are_cut_behind_what_was_hidden(app_with, caplog, monkeypatch):
+    """A secret that the cut would halve is hidden already."""
+    monkeypatch.setattr(log_bodies, "SHOWN", 20)
+    app = app_with({"/": hello}, log_bodies.log_bodies)
+    body = json.dumps({"token": "s" * 40, "more": "m" * 40}).encode()
+    headers = {"content-type": "application/json"}
+
+    with caplog.at_level(logging.INFO, logger="bodies"):
+        await run(app=app, method="POST", headers=headers, body=body)
+
+    assert 'POST / < {"token": "***", "mo... of ' in caplog.text
+    assert "sss" not in caplog.text
+
+
+async def test_streams_and_packed_bodies_are_not_read_for_the_log(app_with, caplog):
+    """They pass in their chunks, and there is no line."""
+
+    async def packed(request: Request) -> Response:
+        return Response(gzip.compress(b"abc"), headers={"content-encoding": "gzip"})
+
+    endpoints = {"/": streaming(b"ab", b"c"), "/packed": packed, "/empty": echo}
+    app = app_with(endpoints, log_bodies.log_bodies)
+
+    with caplog.at_level(logging.INFO, logger="bodies"):
+        stream = await run(app=app)
+        await run(app=app, path="/packed")
+        await run(app=app, path="/empty")
+
+    assert stream.chunks[:2] == [b"ab", b"c"]
+    assert [each.getMessage() for each in caplog.records if each.name == "bodies"] == [
+        "GET /empty > 200 nothing"
+    ]
 
 
 async def test_server_timing_has_the_parts_and_the_total(app_with):
@@ -1054,6 +1126,93 @@ async def test_upload_that_takes_too_long_is_given_up(app_with, monkeypatch):
 
     assert late.status == 408
     assert (in_time.status, in_time.body) == (200, b"ab")
+
+
+class Tries:
+    """An application with a route that fails, and what its dependency saw."""
+
+    def __init__(self, failures: int, error: type[Exception] = ConnectionError) -> None:
+        self.failures = failures
+        self.error = error
+        self.seen: list[str] = []
+        self.app = FastAPI()
+        router = APIRouter(route_class=retry_route.RetriedRoute)
+        for path, endpoint in (("/", self.endpoint), ("/stream", self.stream)):
+            router.add_api_route(
+                path,
+                endpoint,
+                methods=["GET", "PUT", "POST"],
+                dependencies=[Depends(self.session)],
+                response_model=None,
+            )
+        self.app.include_router(router, prefix="/v1")
+
+    async def session(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.seen.append(type(error).__name__)
+            raise
+        self.seen.append("committed")
+
+    def fail(self) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise self.error
+
+    async def endpoint(self, request: Request) -> Response:
+        body = await request.body()
+        self.fail()
+        return Response(body)
+
+    async def stream(self) -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"one"
+            self.fail()
+
+        return StreamingResponse(chunks())
+
+    async def ask(self, method: str = "PUT", path: str = "/v1/", **options: Any) -> Any:
+        return await run(app=self.app, method=method, path=path, keep_error=True, **options)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry_route, "WAIT", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_endpoint_is_tried_again_with_the_same_body():
+    """Each try has the whole body and dependencies of its own, which see how it ended."""
+    tries = Tries(failures=2)
+
+    result = await tries.ask(body=[b"one ", b"two"])
+
+    assert (result.status, result.body) == (200, b"one two")
+    assert tries.seen == ["ConnectionError", "ConnectionError", "committed"]
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("failures", "error", "options", "runs"),
+    [
+        (3, ConnectionError, {}, 3),
+        (1, ConnectionError, {"method": "POST"}, 1),
+        (1, LookupError, {}, 1),
+        (1, ConnectionError, {"method": "GET", "path": "/v1/stream"}, 1),
+        (1, ConnectionError, {"body": b"more than ten bytes"}, 1),
+    ],
+    ids=["too often", "not idempotent", "another error", "has begun", "too large"],
+)
+async def test_what_is_not_tried_again(monkeypatch, failures, error, options, runs):
+    """The exception is the server's, after as many tries as make sense."""
+    monkeypatch.setattr(retry_route, "LARGEST", 10)
+    tries = Tries(failures, error)
+
+    result = await tries.ask(**options)
+
+    assert isinstance(result.exception, error)
+    assert tries.failures == failures - runs
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar, copy_context
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -119,6 +120,53 @@ async def test_token_is_reset_after_the_yield(
     assert (server.body, server.complete) == (Inner.BODY, True)
     assert seen == ["mine", "unset"]
     assert VAR.get() == "unset"
+
+
+async def test_what_a_stream_sees_behind_a_block_around_one_yield(layers: Layers) -> None:
+    """A task that the app began inside of the block keeps the value, the request's own does not."""
+    seen: dict[str, str] = {}
+
+    async def mw(conn: Connection) -> Flow:
+        with bound("mine"):
+            yield
+
+    for spec in ("2.3", "2.4"):
+
+        async def chunks(spec: str = spec) -> AsyncIterator[bytes]:
+            yield b"one"
+            seen[spec] = VAR.get()
+            yield b"two"
+
+        async def app(scope: Scope, receive: Receive, send: Send, chunks: Any = chunks) -> None:
+            await StreamingResponse(chunks())(scope, receive, send)
+
+        await request(layers(app, mw), spec=spec)
+
+    assert seen == {"2.3": "mine", "2.4": "unset"}
+
+
+async def test_file_response_sends_from_the_task_that_it_was_called_in(tmp_path: Path) -> None:
+    """For HEAD, and with `pathsend` where no range is asked for; else from a task of its own."""
+    file = tmp_path / "file"
+    file.write_bytes(b"some bytes")
+    pathsend = {"extensions": {"http.response.pathsend": {}}}
+    ranged = {"headers": [(b"range", b"bytes=0-3")]}
+    cases: list[tuple[bool, dict[str, Any]]] = [
+        (False, {}),
+        (True, {"method": "HEAD"}),
+        (True, pathsend),
+        (False, pathsend | ranged),
+    ]
+
+    async def mw(conn: Connection) -> Flow:
+        began = anyio.get_current_task().id
+        yield
+        same.append(anyio.get_current_task().id == began)
+
+    for expected, options in cases:
+        same: list[bool] = []
+        await request(HTTPMiddleware(FileResponse(file), dispatch=mw), spec="2.3", **options)
+        assert same == [expected], options
 
 
 async def test_token_is_reset_after_the_second_yield(

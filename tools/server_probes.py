@@ -120,6 +120,8 @@ async def scope(run: Probe) -> None:
     known = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
     run.notes["extensions"] = ", ".join(known) or "none"
     run.notes["state"] = "yes" if "state" in run.scope else "no"
+    ports = [run.scope[name][1] for name in ("client", "server")]
+    run.notes["ports"] = ", ".join(type(port).__name__ for port in ports)
     await plain(run)
 
 
@@ -201,6 +203,25 @@ async def unknown_message(run: Probe) -> None:
     await run.attempt(start(200, LENGTH))
     run.notes["send"] = await run.attempt({"type": "http.response.unheard_of"})
     await run.attempt(body(b"plain"))
+
+
+@probe
+async def no_headers(run: Probe) -> None:
+    await to_the_end(run)
+    await run.attempt({"type": "http.response.start", "status": 200}, body(b"plain"))
+
+
+@probe
+async def iterated_headers(run: Probe) -> None:
+    await to_the_end(run)
+    headers = iter([LENGTH, (b"x-a", b"b")])
+    await run.attempt({**start(), "headers": headers}, body(b"plain"))
+
+
+@probe
+async def length_on_304(run: Probe) -> None:
+    await to_the_end(run)
+    run.notes["send"] = await run.attempt(start(304, LENGTH), body())
 
 
 @probe

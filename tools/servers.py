@@ -85,6 +85,7 @@ MEANT = {
     "`receive()` after the disconnect": ("disconnect", "a disconnect once seen stays seen"),
     "two `receive()` when the response is complete": ("2 of 2", "it stays seen, for everyone"),
     "`receive()` after the response": ("disconnect", "it stays seen"),
+    "headers that are an iterator": ("200, there", "httpmw keeps them as a list"),
     "app ends without a response": ("500", "`NoResponseError` is raised to the server"),
 }
 # What a server does now so and now so, without layers as well.
@@ -92,6 +93,18 @@ RACES = {
     ("granian HTTP/2", "an upload that is never read"): {
         "200; then 200",
         "200, cut; then closed",
+    },
+    ("hypercorn HTTP/2", "a client that does not read"): {
+        "holds the app back",
+        "holds nobody back",
+    },
+    # It closes while the client still sends, which can reset the connection.
+    **{
+        (f"hypercorn {which}", "an upload that is never read"): {
+            "200; then closed",
+            "closed; then closed",
+        }
+        for which in ("asyncio", "trio", "HTTP/2")
     },
 }
 
@@ -475,6 +488,7 @@ def scope(talk: Talk) -> Row:
         "ASGI version of HTTP": notes["spec"],
         "extensions": notes["extensions"],
         "`state` in the scope": notes["state"],
+        "ports of `client` and `server`": notes["ports"],
     }
 
 
@@ -541,6 +555,28 @@ def listeners(talk: Talk) -> Row:
     return {"two `receive()` when the response is complete": talk.notes()["woken"]}
 
 
+@probe
+def iterated_headers(talk: Talk) -> Row:
+    answer = talk.request().read()
+    there = "there" if (b"x-a", b"b") in answer.headers else "lost"
+    return {"headers that are an iterator": f"{answer}, {there}"}
+
+
+@probe
+def length_on_304(talk: Talk) -> Row:
+    client = talk.request()
+    first = str(client.read())
+    done = talk.notes().get("send")
+    try:
+        client.next()
+        talk.request()
+        again = str(client.read())
+    except (OSError, h11.LocalProtocolError, h2.exceptions.ProtocolError):
+        again = "closed"
+    return {"a 304 with `content-length`": f"{done}; {first}; then {again}"}
+
+
+answered("no_headers", "a start without `headers`")
 sent("after_the_end", "a message after the last one")
 sent("second_start", "a second start")
 sent("unknown_message", "a message of an unknown type")
