@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable
+from types import FunctionType, MethodType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.types import ASGIApp
 
 from . import _errors
+from ._code import can_only_give_none, has_begun
 from ._connection import Connection, Received
 from ._exchange import Adapter, Functions
 from ._response import AppResponse
@@ -66,15 +68,32 @@ class HTTPMiddleware(Adapter):
             dispatch = self.dispatch
         elif overridden:
             raise _errors.two_dispatches(type(self), dispatch)
+        else:
+            vars(self)["dispatch"] = dispatch
         _check(dispatch)
         if when is not None:
             _check_predicate(when)
         self.app = app
-        self.take(((Received, dispatch, when),), app)
+        self.take(((Received, _begun_by_its_caller(dispatch), when),), app)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dispatch = vars(cls).get("dispatch")
+        # Seen at the import, not at the first request. All else at the making of a layer: a class
+        # may leave it to its subclasses.
+        if isinstance(dispatch, FunctionType) and _takes(dispatch, 3) and not _takes(dispatch, 2):
+            raise _errors.takes_call_next(dispatch)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "dispatch":
+            raise _errors.assigned_dispatch(type(self), value)
+        super().__setattr__(name, value)
 
     def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
         """
         Override this in a subclass, as `async def` with a `yield`.
+
+        Of a layer that was made with `dispatch=` it is that function.
 
         Args:
             conn: The request.
@@ -113,6 +132,48 @@ def _check(dispatch: Any) -> None:
             raise _errors.coroutine_function(dispatch)
         if inspect.isgeneratorfunction(candidate):
             raise _errors.sync_generator(dispatch)
+        if can_only_give_none(candidate):
+            raise _errors.forgotten_return(dispatch)
+    if not _takes(dispatch, 1):
+        raise (_errors.takes_call_next if _takes(dispatch, 2) else _errors.parameters)(dispatch)
+
+
+def _takes(function: Any, number: int) -> bool:
+    """
+    Say whether *function* can be called with so many arguments; yes, where it cannot be told.
+    """
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(*[None] * number)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def _begun_by_its_caller(dispatch: Any) -> Any:
+    """
+    Give *dispatch*, or something that refuses what it gives if that is no new generator.
+
+    An async generator function always gives a new one, so only others are looked at. One that has
+    begun would go on behind the checks that it has made for another request.
+    """
+    function = dispatch
+    while type(function) is functools.partial:
+        function = function.func
+    if type(function) is MethodType:
+        function = function.__func__
+    if type(function) is FunctionType and inspect.isasyncgenfunction(function):
+        return dispatch
+
+    @functools.wraps(dispatch, updated=())
+    def begin(conn: Any) -> Any:
+        flow = dispatch(conn)
+        if flow is not None and has_begun(flow):
+            raise _errors.has_begun(dispatch, flow)
+        return flow
+
+    return begin
 
 
 def _check_predicate(when: Any) -> None:

@@ -134,6 +134,8 @@ def beginning_of(layer: Any) -> Callable[[DispatchFlow], DispatchFlow]:
             raise _errors.raised_stop(flow) from exc
         if type(coroutine) is not CoroutineType:
             coroutine = _coroutine_of(layer, coroutine)
+        elif coroutine.cr_suspended:  # it would go on behind the checks made for another request
+            raise _errors.coroutine_has_begun(layer.dispatch_func)
         flow._coroutine = coroutine
         flow._outcome = _MAY_CALL
         try:

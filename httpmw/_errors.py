@@ -16,10 +16,12 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from types import CoroutineType, FrameType
+from types import CoroutineType, FrameType, FunctionType
 from typing import Any
 
 from starlette.exceptions import HTTPException
+
+from ._code import lines_of_yields
 
 __all__ = ["BodyTooLarge", "HTTPMWError", "MiddlewareError", "NoResponseError", "StackError"]
 
@@ -168,14 +170,44 @@ def not_a_function(dispatch: object) -> TypeError:
     )
 
 
+def takes_call_next(dispatch: object) -> TypeError:
+    return TypeError(
+        f"function {place(dispatch)} takes a second parameter, as in `call_next` style; a "
+        "middleware function is an async generator that takes the connection alone.\n"
+        "Write `response = yield` for `response = await call_next(request)` (`httpmw migrate` "
+        "does it), or give the function to `httpmw.compat.BaseHTTPMiddleware` as it is."
+    )
+
+
+def parameters(dispatch: object) -> TypeError:
+    return TypeError(
+        f"middleware function {place(dispatch)} cannot be called with the connection alone.\n"
+        "Write `async def mw(conn): response = yield`; options come by `functools.partial`, or by "
+        "the `__init__` of a class."
+    )
+
+
+def forgotten_return(dispatch: object) -> TypeError:
+    return TypeError(
+        f"function {place(dispatch)} has no `return` with a value, so it can only give None, which "
+        "means that the layer is not there.\n"
+        "Write `return` before what gives the generator, as in `return mw(conn)`; or write "
+        "`async def` with a `yield`."
+    )
+
+
+def assigned_dispatch(owner: type, dispatch: object) -> TypeError:
+    return TypeError(
+        f"`dispatch` of a {owner.__qualname__} cannot be assigned, got {place(dispatch)}: what a "
+        "layer runs is settled when it is made.\n"
+        f"Pass it as `{owner.__name__}(app, dispatch=mw)`; to put another layer in its place while "
+        "the application serves there is `MiddlewareStack.replace`."
+    )
+
+
 def coroutine_function(dispatch: object) -> TypeError:
     if _takes_call_next(dispatch):
-        return TypeError(
-            f"function {place(dispatch)} takes a second parameter, as in `call_next` style; a "
-            "middleware function is an async generator that takes the connection alone.\n"
-            "Write `response = yield` for `response = await call_next(request)` (`httpmw migrate` "
-            "does it), or give the function to `httpmw.compat.BaseHTTPMiddleware` as it is."
-        )
+        return takes_call_next(dispatch)
     return TypeError(
         f"middleware function {place(dispatch)} is an `async def` without a `yield`.\n"
         "A middleware function is an async generator: write `response = yield` where the inner "
@@ -216,10 +248,16 @@ def not_initialised(owner: type) -> TypeError:
 
 
 def no_add_middleware(app: object) -> TypeError:
+    named = place(app) if isinstance(app, FunctionType) else f"{app!r}, a {type(app).__name__}"
+    remedy = "Write `@http_middleware(app)` above the function"
+    if hasattr(app, "routes") and not hasattr(app, "include_router"):
+        remedy += (
+            "; a router takes layers where it is made, "
+            "`Router(routes, middleware=[Middleware(HTTPMiddleware, dispatch=mw)])`"
+        )
     return TypeError(
-        f"`http_middleware` needs an application with an `add_middleware` method, got "
-        f"{place(app)}.\n"
-        "Write `@http_middleware(app)` above the function; for another ASGI app write "
+        "`http_middleware` needs an application with an `add_middleware` method, got "
+        f"{named}.\n{remedy}; for another ASGI app write "
         "`app = HTTPMiddleware(app, dispatch=mw)`."
     )
 
@@ -231,6 +269,24 @@ def not_a_generator(dispatch: object, got: object) -> MiddlewareError:
     return MiddlewareError(
         f"middleware function {place(dispatch)} returned {got!r} instead of an async generator.\n"
         f"{_PATTERN}; to step aside for a request return None."
+    )
+
+
+def has_begun(dispatch: object, flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"the generator of {place(flow)} has begun already when {place(dispatch)} gives it; it "
+        "would go on where another request has left it.\n"
+        "Call the middleware function anew for each request, and keep nothing that it returns."
+    )
+
+
+def awaitable_predicate(when: object, got: object) -> MiddlewareError:
+    if isinstance(got, CoroutineType):
+        got.close()  # nobody will await it
+    return MiddlewareError(
+        f"`when` {place(when)} gave {got!r}, which has to be awaited, and counts as true.\n"
+        "Write a plain function that returns a bool; what has to be awaited belongs into the "
+        "middleware function."
     )
 
 
@@ -250,10 +306,18 @@ def second_yield(flow: object) -> MiddlewareError:
     )
 
 
-def yield_after_response(flow: object) -> MiddlewareError:
+def yield_after_response(flow: object, value: object = None) -> MiddlewareError:
+    remedy = "Nothing may be yielded after `yield some_response`: one run, one answer."
+    frame = getattr(flow, "ag_frame", None)
+    if value is None and frame is not None:  # a bare yield, which is to run the inner app
+        lines = lines_of_yields(frame.f_code, frame.f_lineno)
+        where = f" (line {' or '.join(map(str, lines))})" if lines else ""
+        remedy = (
+            f"Write `return` after the first yield{where}, the one that gave the response: one "
+            "run, one answer."
+        )
     return MiddlewareError(
-        f"middleware function {place(flow)} yielded again after its response was sent.\n"
-        "Nothing may be yielded after `yield some_response`: one run, one answer."
+        f"middleware function {place(flow)} yielded again after its response was sent.\n{remedy}"
     )
 
 
@@ -443,6 +507,14 @@ def called_response() -> MiddlewareError:
 
 def _is_dispatch(flow: object) -> bool:
     return hasattr(flow, "call_next")
+
+
+def coroutine_has_begun(dispatch: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"dispatch function {place(dispatch)} gave a coroutine that has begun already; it would go "
+        "on where another request has left it.\n"
+        "Call the function anew for each request, and keep nothing that it returns."
+    )
 
 
 def not_awaitable(flow: object, got: object) -> MiddlewareError:

@@ -42,6 +42,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
+from ._code import has_begun
 from ._connection import Connection, Received
 from ._context import open_scopes, running_loop, task_of, trio_task
 from ._drive import Turn
@@ -71,7 +72,7 @@ _NO_HOOK: Final = (None,)
 _LOOK_AHEAD: Final = 16  # messages
 Function: TypeAlias = Callable[[Any], Any]
 # The outermost first, each with what makes the request that it gets, and with its predicate.
-Functions: TypeAlias = tuple[tuple[Callable[[], Any], Function, Callable[[Any], bool] | None], ...]
+Functions: TypeAlias = tuple[tuple[Callable[[], Any], Function, Function | None], ...]
 # And the app that they are around.
 Layers: TypeAlias = tuple[Functions, ASGIApp]
 
@@ -101,6 +102,20 @@ class Tail:
     signal: Discarded | None = None
 
 
+class RoutesWithin:
+    """
+    The `routes` of an inner app, for Starlette's `Mount`, which finds the names of routes by them.
+
+    It is there where the inner app has it, and an attribute of an instance comes first.
+    """
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+
+    def __get__(self, layer: Any, owner: Any = None) -> Any:
+        return self if layer is None else getattr(layer, self._app).routes
+
+
 class Adapter:
     """
     Middleware functions around an inner app.
@@ -108,6 +123,7 @@ class Adapter:
 
     # By a name that no subclass has for something else.
     _httpmw: Layers
+    routes = RoutesWithin("app")
 
     def take(self, functions: Functions, app: ASGIApp) -> None:
         """
@@ -170,7 +186,11 @@ class Adapter:
                     conn._incoming = incoming
                 flow: Any = None
                 try:
-                    if when is None or when(conn):
+                    if when is None:
+                        flow = function(conn)
+                    elif meant := when(conn):
+                        if meant is not True and hasattr(type(meant), "__await__"):
+                            raise _errors.awaitable_predicate(when, meant)
                         flow = function(conn)
                     if flow is None:  # it is not there, whatever it did before
                         if not exchange.plain:
@@ -202,6 +222,9 @@ class Adapter:
                     while value is not None and hasattr(value, "asend"):
                         # Delegation: the other function runs inside of this one.
                         waiting.append(flow)
+                        if has_begun(value):
+                            flow = None
+                            raise _errors.has_begun(waiting[-1], value)
                         flow = value
                         value = await flow.asend(None)
                 except BaseException as exc:
@@ -570,9 +593,9 @@ class Exchange(Outbound):
         owed = 0 if failure is None else _context.cancellations(self.task)
         try:
             if failure is None:
-                await flow.asend(None)
+                value = await flow.asend(None)
             else:
-                await flow.athrow(failure)
+                value = await flow.athrow(failure)
         except GeneratorExit:
             raise
         except StopAsyncIteration:
@@ -584,7 +607,7 @@ class Exchange(Outbound):
                 failure.__traceback__ = traceback
                 return failure
             return exc
-        error = _errors.yield_after_response(flow)
+        error = _errors.yield_after_response(flow, value)
         error.__cause__ = failure
         return await self.misuse(flow, error)
 
@@ -653,10 +676,13 @@ class Exchange(Outbound):
         """
         Make a response of an HTTPException that a flow raised; else give back what was raised.
         """
-        if not isinstance(exc, HTTPException):
+        alone: BaseException = exc
+        while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
+            alone = alone.exceptions[0]  # of a task group of the flow's own
+        if not isinstance(alone, HTTPException):
             return None, exc
         try:
-            return await _handlers.answer(conn, exc, self.application, self.handlers), exc
+            return await _handlers.answer(conn, alone, self.application, self.handlers), exc
         except GeneratorExit:
             raise
         except BaseException as raised:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from . import _errors
 from ._adapter import Dispatch
 from ._chain import Layer, Slot, Target, chain, draw, find, make
+from ._exchange import RoutesWithin
 
 if TYPE_CHECKING:
     from typing import Self
@@ -261,6 +262,8 @@ class MiddlewareStack(Layers):
         # What stands around the layers and belongs to the application; inside of it they begin.
         self._frame: ASGIApp | None = None
         self._publish([self._make(each) for each in middleware])
+
+    routes = RoutesWithin("_inner")
 
     if sys.version_info >= (3, 12):
 

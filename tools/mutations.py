@@ -78,12 +78,12 @@ MUTATIONS = [
     Mutation(
         "a late exception is not raised at `yield response`",
         EXCHANGE,
-        """                await flow.asend(None)
+        """                value = await flow.asend(None)
             else:
-                await flow.athrow(failure)""",
-        """                await flow.asend(None)
+                value = await flow.athrow(failure)""",
+        """                value = await flow.asend(None)
             else:
-                await flow.asend(None)""",
+                value = await flow.asend(None)""",
     ),
     Mutation(
         "the traceback of an exception grows with each flow",
@@ -592,13 +592,6 @@ MUTATIONS = [
         tests="tests/test_tasks_and_contexts.py::test_end_leaves_nothing_to_the_garbage_collector",
     ),
     Mutation(
-        "a time limit around a body is taken for an app that returned",
-        TRAVEL,
-        "elif not exchange.gone and self.is_out_of_time():",
-        "elif False:",
-        tests="tests/test_read_limits.py::test_limit_is_answered",
-    ),
-    Mutation(
         "who waits for the last message is told when the app has ended",
         BODY,
         """                if self.observers:
@@ -667,5 +660,33 @@ MUTATIONS = [
         "_set_hooks(*hook)",
         "pass",
         tests="tests/test_tasks_and_contexts.py::test_loop_is_told_of_generators_but_not_of_flows",
+    ),
+    Mutation(
+        "a flow that has begun is begun again",
+        "httpmw/_adapter.py",
+        "if flow is not None and has_begun(flow):",
+        "if False:",
+        tests="tests/test_refused.py::test_a_flow_that_waits_lets_nobody_else_in",
+    ),
+    Mutation(
+        "a flow that has begun is delegated to",
+        EXCHANGE,
+        "if has_begun(value):",
+        "if False:",
+        tests="tests/test_refused.py::test_a_flow_that_waits_lets_nobody_else_in",
+    ),
+    Mutation(
+        "a coroutine that has begun is begun again",
+        "httpmw/_call_next.py",
+        "elif coroutine.cr_suspended:",
+        "elif False:",
+        tests="tests/test_refused.py::test_a_coroutine_that_waits_lets_nobody_else_in",
+    ),
+    Mutation(
+        "a predicate that gives a coroutine counts as true",
+        EXCHANGE,
+        """if meant is not True and hasattr(type(meant), "__await__"):""",
+        "if False:",
+        tests="tests/test_refused.py::test_a_predicate_that_gives_a_coroutine",
     ),
 ]

@@ -10,7 +10,6 @@ The application that the real servers run: `tests.servers.apps:app`.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -213,27 +212,6 @@ async def read_response(conn: Connection) -> Flow:
     exchange_of(conn.scope).notes["response read"] = digest(await response.read())
 
 
-async def small_wait(conn: Connection) -> Flow:
-    """Read the response within a time limit, as in docs/limits.md."""
-    response = yield
-    try:
-        async with asyncio.timeout(0.1):
-            await response.read()
-    except TimeoutError:
-        yield PlainTextResponse("the body took too long", 504)
-
-
-async def small_loop(conn: Connection) -> Flow:
-    """Iterate over the response within a time limit."""
-    response = yield
-    try:
-        async with asyncio.timeout(0.1):
-            async for _ in response.body_iterator:
-                pass
-    except TimeoutError:
-        yield PlainTextResponse("the body took too long", 504)
-
-
 async def transform_response(conn: Connection) -> Flow:
     """Change the response on its way to the client."""
     response = yield
@@ -246,8 +224,6 @@ FUNCTIONS: list[Callable[[Connection], Flow]] = [
     replace,
     hold,
     fail,
-    small_wait,
-    small_loop,
     transform_response,
     read_response,
     transform_request,

@@ -196,19 +196,6 @@ def test_replaced_response(ask: Ask, path: str) -> None:
     assert port(again) == port(response)
 
 
-@pytest.mark.parametrize("path", ["/idle", "/events"])
-@pytest.mark.parametrize("function", ["small_wait", "small_loop"])
-def test_time_limit_around_a_body(ask: Ask, server: Server, path: str, function: str) -> None:
-    """A body that does not come in time is answered by the function that waits for it."""
-    if not server.kind.runs_asyncio:
-        pytest.skip("asyncio.timeout() is asyncio's")
-    response = ask.request(path, function)
-
-    assert (response.status_code, response.text) == (504, "the body took too long")
-    notes = ask.ledger()
-    assert (notes["status"], notes["outcome"]) == (504, "completed")
-
-
 def test_early_answer(ask: Ask) -> None:
     """An early answer arrives, and the app is not run."""
     response = ask.request("/events", "answer")
