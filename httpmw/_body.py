@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024  # of a file, as in starlette.responses.FileResponse
 DISCONNECT: Message = {"type": "http.disconnect"}
+# Of a response that has no body, whatever its headers say (RFC 9110 section 15); 205 has one in
+# the framing alone, which must be empty (section 15.3.6).
+FINAL: Final = 200  # and above; an enum's members would cost a request more
+BODILESS: Final = frozenset((*range(100, 200), 204, 205, 304))
 _END: Final = object()
 
 
@@ -280,7 +284,6 @@ class Progress:
     """
 
     __slots__ = (
-        "_head",
         "_last",
         "_trailers",
         "bytes_sent",
@@ -289,10 +292,11 @@ class Progress:
         "lost",
         "made",
         "observers",
+        "silent",
         "started_at",
     )
 
-    def __init__(self, *, trailers: bool, made: bool = False, head: bool = False) -> None:
+    def __init__(self, *, trailers: bool, made: bool = False, silent: bool = False) -> None:
         self.bytes_sent = 0
         self.complete = False
         # Whether the client was known to be gone when the end was sent.
@@ -303,8 +307,9 @@ class Progress:
         # Who is told of that moment, the outermost first.
         self.observers: Sequence[Observer] = ()
         self._trailers = trailers
-        # RFC 9110 section 9.3.2: what is handed over as the answer to a HEAD is not sent.
-        self._head = head
+        # Whether what is handed over is not sent: to HEAD (RFC 9110 section 9.3.2), or because of
+        # the status.
+        self.silent = silent
         # Whether the messages are made by a middleware, and not the source's own.
         self.made = made
         self._last: Message | None = None
@@ -324,7 +329,7 @@ class Progress:
     def count(self, message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.body":  # nearly always: so without a further call
-            if not self._head:
+            if not self.silent:
                 self.bytes_sent += len(message.get("body", b""))
             if not message.get("more_body") and not self._trailers:
                 self.complete = True
@@ -333,7 +338,7 @@ class Progress:
                 if self.observers:
                     self.end()
             return
-        if kind in _BODY and not self._head:
+        if kind in _BODY and not self.silent:
             self.bytes_sent += message.get("size") or _file_size(message)
         if is_last(message, trailers=self._trailers):
             self.complete = True
@@ -478,9 +483,6 @@ class TransformedBody(Body):
     A body on its way through a middleware's async generator.
     """
 
-    # Whether the response has no body, so that nothing of it is sent (RFC 9110 sections 9.3.2, 15).
-    silent = False
-
     def __init__(self, inner: Body, iterator: Any, charset: str) -> None:
         super().__init__()
         self.inner = inner
@@ -506,8 +508,6 @@ class TransformedBody(Body):
         try:
             while more_body and not chunk and not self.inner.aside:
                 chunk = as_bytes(await anext(self._iterator), self._charset)
-                if self.silent:
-                    chunk = b""
         except StopAsyncIteration:
             more_body = False
         except BaseException as exc:
@@ -529,15 +529,14 @@ class TransformedBody(Body):
         await close(self._iterator)
 
 
-class CountedBody(Body):
+class PassedBody(Body):
     """
-    A body on its way out of a layer that wants to know how much of it left.
+    A body on its way through a layer, which takes each of its messages in hand.
     """
 
-    def __init__(self, inner: Body, progress: Progress) -> None:
+    def __init__(self, inner: Body) -> None:
         super().__init__()
         self.inner = inner
-        self._progress = progress
 
     def is_made(self) -> bool:
         return self.inner.is_made()
@@ -549,6 +548,37 @@ class CountedBody(Body):
     @property
     def thrown(self) -> BaseException | None:
         return self.inner.thrown
+
+
+class SilentBody(PassedBody):
+    """
+    A body on its way out of a layer behind which the response has none.
+
+    It is taken to its end all the same, as its making may do more than to give bytes.
+    """
+
+    async def pull(self) -> Message:
+        while True:
+            message = without_bytes(await self.inner.take())
+            self.ended = ends_body(message)
+            # The source's own messages keep their number: each is a chance to learn of the end.
+            if self.ended or message["type"] != "http.response.body" or not self.is_made():
+                return message
+
+    def drop(self) -> list[Message]:
+        messages = [*self.inner.ahead, *self.inner.drop()]
+        self.inner.ahead.clear()
+        return [without_bytes(message) for message in messages]
+
+
+class CountedBody(PassedBody):
+    """
+    A body on its way out of a layer that wants to know how much of it left.
+    """
+
+    def __init__(self, inner: Body, progress: Progress) -> None:
+        super().__init__(inner)
+        self._progress = progress
 
     async def pull(self) -> Message:
         message = await self.inner.take()
@@ -618,6 +648,16 @@ class ResponseChunks(AsyncIterator[bytes]):
 
 
 _BODY = ("http.response.body", "http.response.pathsend", "http.response.zerocopysend")
+
+
+def without_bytes(message: Message) -> Message:
+    """
+    Give what stands in the place of a message where there is no body.
+    """
+    kind = message["type"]
+    if kind not in _BODY or (kind == "http.response.body" and not message.get("body")):
+        return message
+    return {"type": "http.response.body", "body": b"", "more_body": not ends_body(message)}
 
 
 async def sized(message: Message) -> Message:

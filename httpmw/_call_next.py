@@ -28,9 +28,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _errors
-from ._body import DISCONNECT, Incoming
+from ._body import BODILESS, DISCONNECT, Incoming, without_bytes
 from ._connection import Connection
-from ._response import AppResponse
+from ._response import AppResponse, frame_nothing
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
@@ -426,12 +426,26 @@ class _App(Response):
     # Starlette runs whatever is returned as an ASGI app.
 
     background = None
+    # Not known before it starts.
+    status_code = 200
+    raw_headers = ()  # type: ignore[assignment]
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        silent = False
+
+        async def framed(message: Message) -> None:
+            nonlocal silent
+            if message["type"] == "http.response.start" and message["status"] in BODILESS:
+                silent = True
+                headers = [*message.get("headers", ())]
+                frame_nothing(headers, message["status"])
+                message = {**message, "headers": headers}
+            await send(without_bytes(message) if silent else message)
+
+        await self._app(scope, receive, framed)
 
 
 # ---------------------------------------------------------------------- the body

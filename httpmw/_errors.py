@@ -338,6 +338,31 @@ def bad_yield(flow: object, got: object) -> MiddlewareError:
     )
 
 
+def interim_status(flow: object, status: int) -> MiddlewareError:
+    return MiddlewareError(
+        f"{_kind(flow)} function {place(flow)} gave its response the status {status:d}, which is "
+        f"{_INTERIM}"
+    )
+
+
+_INTERIM = (
+    "none of a final response: the client goes on waiting for that (RFC 9110 section 15.2).\n"
+    "Give a status of 200 or more; early hints are a message of the inner app's own, "
+    "`http.response.early_hint`."
+)
+
+
+def interim_exception(exc: HTTPException) -> MiddlewareError:
+    traceback = exc.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    where = ""
+    if traceback is not None:
+        code = traceback.tb_frame.f_code
+        where = f" in {code.co_qualname!r} ({code.co_filename}:{traceback.tb_lineno})"
+    return MiddlewareError(f"{exc!r}, raised{where}, has a status which is {_INTERIM}")
+
+
 def foreign_response(flow: object) -> MiddlewareError:
     return MiddlewareError(
         f"middleware function {place(flow)} yielded a received response that is not the one it "
@@ -507,6 +532,10 @@ def called_response() -> MiddlewareError:
 
 def _is_dispatch(flow: object) -> bool:
     return hasattr(flow, "call_next")
+
+
+def _kind(flow: object) -> str:
+    return "dispatch" if _is_dispatch(flow) else "middleware"
 
 
 def coroutine_has_begun(dispatch: object) -> MiddlewareError:

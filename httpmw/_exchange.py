@@ -41,7 +41,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _context, _errors, _handlers
-from ._body import DISCONNECT, Body, Incoming, Progress, TransformedBody
+from ._body import DISCONNECT, FINAL, Body, Incoming, Progress, TransformedBody
 from ._code import has_begun
 from ._connection import Connection, Received
 from ._context import open_scopes, running_loop, task_of, trio_task
@@ -49,7 +49,7 @@ from ._drive import Turn
 from ._errors import NoResponseError
 from ._layout import lay_out
 from ._observe import Observer
-from ._response import AppResponse, Outcome
+from ._response import AppResponse, Outcome, is_framed
 from ._travel import (
     COUNTED,
     INWARD,
@@ -420,7 +420,7 @@ class Exchange(Outbound):
         if self.states and open_scopes(self.task) != scopes:
             return await self.scope_held(scopes)
         self.state = WAITING
-        if len(self.waiting) > 1 or self.incoming is not None:
+        if len(self.waiting) > 1 or self.incoming is not None or not is_framed(value):
             tail = self.add_tail(self.waiting.pop())
             tail.failure = await Replacement(self, tail).run(value)
             return None
@@ -682,11 +682,16 @@ class Exchange(Outbound):
         if not isinstance(alone, HTTPException):
             return None, exc
         try:
-            return await _handlers.answer(conn, alone, self.application, self.handlers), exc
+            response = await _handlers.answer(conn, alone, self.application, self.handlers)
         except GeneratorExit:
             raise
         except BaseException as raised:
             return None, raised
+        if response is not None and response.status_code < FINAL:
+            error = _errors.interim_exception(alone)
+            error.__cause__ = exc
+            return None, error
+        return response, exc
 
     async def misuse(self, flow: AnyFlow, error: BaseException) -> BaseException:
         """

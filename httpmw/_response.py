@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from http import HTTPStatus
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, cast
 
 from starlette.background import BackgroundTask
 from starlette.datastructures import MutableHeaders
@@ -14,10 +14,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import _errors
 from ._body import (
+    BODILESS,
     Body,
     FixedBody,
     Progress,
     ResponseChunks,
+    SilentBody,
     TransformedBody,
     as_bytes,
     as_iterator,
@@ -32,11 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["AppResponse", "Outcome"]
 
+R = TypeVar("R", bound=Response)
+
 Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelled", "replaced"]
 
 # A function that makes a generator, a coroutine or an async generator.
 _SPECIAL: Final = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
+_RESET_CONTENT: Final = 205
+_NOT_MODIFIED: Final = 304
+_FRAMING = (b"content-length", b"transfer-encoding")
 # What describes the very bytes of a body (RFC 9110 section 8.8.3, RFC 9530, RFC 1864).
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
 
@@ -48,6 +55,8 @@ _MOST_NAMES: Final = 1024
 
 def _name(key: str) -> bytes:
     name = key.lower().encode("latin-1")
+    if name == b"content-length":  # not kept, so that it is always met in here; see below
+        return name
     if len(_names) >= _MOST_NAMES:  # somebody makes them up
         _names.clear()
     _names[key] = name
@@ -67,6 +76,8 @@ class Headers(MutableHeaders):
             name = _names[key]
         except KeyError:
             name = _name(key)
+            if name == b"content-length":
+                del self["transfer-encoding"]
         found = None
         for pair in headers:
             if pair[0] == name:
@@ -81,6 +92,18 @@ class Headers(MutableHeaders):
                 headers[headers.index(found)] = pair
             return
         super().__setitem__(key, value)
+
+    # RFC 9112 section 6.2: who sets the length means it.
+
+    def setdefault(self, key: str, value: str) -> str:
+        if key.lower() == "content-length" and key not in self:
+            self[key] = value
+        return super().setdefault(key, value)
+
+    def append(self, key: str, value: str) -> None:
+        if key.lower() == "content-length":
+            del self["transfer-encoding"]
+        super().append(key, value)
 
 
 class AppResponse(Response):
@@ -279,7 +302,7 @@ class AppResponse(Response):
         if not self._open:
             raise _errors.response_body_gone()
         if self._body is None:
-            self._body = self._outbound.live_body()
+            self._body = self._outbound.body()
         return self._body
 
     @property
@@ -295,24 +318,7 @@ class AppResponse(Response):
         self._outbound.exchange.complicate()
 
     def _set_length(self, length: bytes | None) -> None:
-        # In any case of letters: ASGI wants lower case, but not every app knows.
-        self.raw_headers[:] = [
-            pair for pair in self.raw_headers if pair[0].lower() != b"content-length"
-        ]
-        if length is not None:
-            self.raw_headers.append((b"content-length", length))
-
-    def _set_length_of_nothing(self) -> None:
-        # RFC 9110 section 8.6: none with 1xx and 204; with 304 it is that of the 200 there would
-        # have been, which the app knows best; to HEAD that of the body set.
-        if self.status_code == HTTPStatus.RESET_CONTENT:
-            self._set_length(b"0")
-        elif self.status_code == HTTPStatus.NOT_MODIFIED:
-            headers = self._received_headers()
-            lengths = [value for key, value in headers if key.lower() == b"content-length"]
-            self._set_length(lengths[0] if lengths else None)
-        elif self.status_code < HTTPStatus.OK or self.status_code == HTTPStatus.NO_CONTENT:
-            self._set_length(None)
+        frame(self.raw_headers, length)
 
     def _received_headers(self) -> Iterable[tuple[bytes, bytes]]:
         headers: Iterable[tuple[bytes, bytes]] | None = getattr(self, "_received", None)
@@ -393,10 +399,15 @@ class AppResponse(Response):
 
     # ------------------------------------------------------------------ the engine's side
 
-    def _has_no_body(self) -> bool:
-        # RFC 9110 sections 9.3.2 and 15: never a body, whatever the headers say.
-        status = self.status_code
-        return self._outbound.is_head or status < 200 or status in (204, 205, 304)  # noqa: PLR2004
+    def _has_wrong_length(self) -> bool:
+        """
+        Whether a status that allows no body came with the length of one.
+        """
+        if self.status_code == _NOT_MODIFIED and not isinstance(self._body, FixedBody):
+            return False  # of the 200 that it stands for
+        return any(
+            key.lower() == b"content-length" and value != b"0" for key, value in self.raw_headers
+        )
 
     @property
     def _has_trailers(self) -> bool:
@@ -423,18 +434,8 @@ class AppResponse(Response):
         """
         self._open = False
         body = self._body
-        if body is None or body is self._given_body:
-            return
-        if isinstance(body, FixedBody):
+        if isinstance(body, FixedBody) and body is not self._given_body:
             body.inner.drop()
-        if self._has_no_body():
-            if isinstance(body, FixedBody):
-                body.data = b""
-                self._set_length_of_nothing()
-            while isinstance(body, TransformedBody) and body is not self._given_body:
-                # It runs all the same, as it may do more than to transform.
-                body.silent = True
-                body = body.inner
 
     def _outward(self) -> AppResponse:
         """
@@ -443,7 +444,12 @@ class AppResponse(Response):
         raw = self.headers._list
         response = received(self._outbound, self._message, self.status_code, raw.copy())
         response._received = raw
-        response._body = response._given_body = self._body
+        body = self._body
+        if body is not None and (
+            self.status_code in BODILESS or (self._outbound.is_head and body.is_made())
+        ):
+            body = SilentBody(body)
+        response._body = response._given_body = body
         return response
 
     def _start_message(self) -> Message:
@@ -479,6 +485,70 @@ lay_out(
     "_outcome",
     "_progress",
 )
+
+
+def frame(headers: list[tuple[bytes, bytes]], length: bytes | None) -> None:
+    """
+    Declare the *length* of a body in its headers; None leaves its framing to the server.
+
+    RFC 9112 section 6.2: one framing. In any case of letters: ASGI wants lower case, but not every
+    app knows.
+    """
+    dropped = _FRAMING if length is not None else _FRAMING[:1]
+    headers[:] = [pair for pair in headers if pair[0].lower() not in dropped]
+    if length is not None:
+        headers.append((b"content-length", length))
+
+
+def frame_nothing(headers: list[tuple[bytes, bytes]], status: int) -> None:
+    """
+    Frame a response that has no body: RFC 9110 sections 8.6 and 15.3.6, RFC 9112 section 6.1.
+
+    A 304 could say the length of the 200 that it stands for; but servers close over one whose
+    body never comes.
+    """
+    frame(headers, b"0")
+    if status != _RESET_CONTENT:
+        headers.pop()
+
+
+def is_framed(response: Response) -> bool:
+    """
+    Whether a response that somebody made may go out as it is.
+    """
+    if response.status_code in BODILESS:
+        return False
+    length = coding = None
+    for key, value in response.raw_headers:
+        if key == b"content-length":
+            if length is not None:
+                return False
+            length = value
+        elif key == b"transfer-encoding":
+            coding = value
+    if length is None:
+        return True
+    # Of another one nobody knows the body before it is sent.
+    is_whole = type(response).__call__ is Response.__call__
+    return coding is None and not (is_whole and length != b"%d" % len(response.body))
+
+
+def framed(response: R, *, is_head: bool) -> R:
+    """
+    Give a response as it may go out: the length is that of its body, and there is one framing.
+
+    The object itself may be shared between requests, and stays as it is.
+    """
+    response = copy.copy(response)
+    headers = response.raw_headers = [*response.raw_headers]
+    if response.status_code in BODILESS:
+        frame_nothing(headers, response.status_code)
+    elif type(response).__call__ is Response.__call__ and not (is_head and not response.body):
+        frame(headers, b"%d" % len(response.body))
+    else:  # to HEAD it is the length of what GET would give
+        lengths = [value for key, value in headers if key.lower() == b"content-length"]
+        frame(headers, lengths[0])
+    return response
 
 
 def _headers(raw: list[tuple[bytes, bytes]]) -> Headers:

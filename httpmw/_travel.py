@@ -13,6 +13,8 @@
 # Rule 3: when a flow fails, its exception goes out through the source's `send`, and is kept:
 # whatever the source makes of it, it is what the flows further out get.
 # Rule 4: a body that nobody has asked for goes straight to the server's own `send`.
+# Rule 5: behind a layer that gives a response a status which allows no body it has none, for the
+# layers further out as for the client. The source is not told; it goes on as it would for HEAD.
 
 from __future__ import annotations
 
@@ -29,20 +31,24 @@ from starlette.types import ASGIApp, Message, Scope, Send
 
 from . import _context, _errors
 from ._body import (
+    BODILESS,
     DISCONNECT,
+    FINAL,
     Body,
     CountedBody,
     FixedBody,
     LiveBody,
     Progress,
+    SilentBody,
     TransformedBody,
     sized,
+    without_bytes,
 )
 from ._connection import Connection
 from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._observe import Callback, Observer, outcome_of
-from ._response import AppResponse, Headers, received
+from ._response import AppResponse, Headers, frame_nothing, framed, is_framed, received
 
 if TYPE_CHECKING:
     from ._exchange import AnyFlow, Exchange, Tail
@@ -118,6 +124,8 @@ class Outbound(Driven):
     # Left behind by a start of which nobody knows whether the server has it.
     _lost: Tail | None = None
     _body: LiveBody | None = None
+    # Whether no byte of that passes the layers that had the response so far (rule 5).
+    _silent = False
     # Of the body as the source sends it, and of all bodies that its messages become, the outermost
     # first.
     _progress: Progress | None = None
@@ -315,7 +323,7 @@ class Outbound(Driven):
         self.state = TRAVELLING
         waiting = self.waiting
         begun = None
-        counted = False
+        counted = silent = False
         task = self.task
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
@@ -328,13 +336,20 @@ class Outbound(Driven):
                     step = flow.asend(response)
                     awaited = step.send(None)
                 except StopAsyncIteration:
+                    if response.status_code in BODILESS:
+                        mistake = self._silence(flow, response)
+                        if mistake is not None:
+                            begun = Begun(flow, exc=mistake)
+                            break
+                        silent = True
                     if not self.plain:
                         response = self._left(response)
                     elif waiting:  # nobody but the next one has a use for it
                         response._received = response.headers._list.copy()
                 except StopIteration as stop:
                     if stop.value is response and not (
-                        self.states and self._mistake(flow, response, response)
+                        (self.states or response.status_code in BODILESS)
+                        and self._mistake(flow, response, response)
                     ):
                         response = self._wait(flow, response)
                         counted = True
@@ -351,6 +366,8 @@ class Outbound(Driven):
             else:
                 if self.plain and not counted:
                     self.stepper = None
+                    if silent:
+                        self._send_no_bytes()
                     self.state = UNKNOWN
                     start = {**message}  # as in `AppResponse._start_message`, without the call
                     start["status"] = response.status_code
@@ -392,6 +409,10 @@ class Outbound(Driven):
             try:
                 value = await (step or flow.asend(response))
             except StopAsyncIteration:
+                if response.status_code in BODILESS:
+                    mistake = self._silence(flow, response)
+                    if mistake is not None:
+                        raise self._fail(mistake) from None
                 response = self._left(response)
             except BaseException as exc:
                 given = await self._raised(flow, exc)
@@ -438,10 +459,26 @@ class Outbound(Driven):
         if self.states and open_scopes(self.stepper) != self.scopes:
             return _errors.open_scope(flow)
         if value is response:
-            return None
+            return self._silence(flow, response) if response.status_code in BODILESS else None
         if value is None:
             return _errors.second_yield(flow)
         return not_a_new_response(flow, value)
+
+    def _silence(self, flow: AnyFlow, response: AppResponse) -> _errors.MiddlewareError | None:
+        """
+        A flow lets go of a response that has no body: see to its framing.
+        """
+        status = response.status_code
+        if status != response._message["status"]:
+            if status < FINAL:
+                return _errors.interim_status(flow, status)
+            frame_nothing(response.raw_headers, status)
+            response._message = {**response._message, "status": status}  # as received further out
+        elif response._has_wrong_length():
+            frame_nothing(response.raw_headers, status)
+        if response._body is None:
+            self._silent = True
+        return None
 
     def _left(self, response: AppResponse) -> AppResponse:
         """
@@ -480,13 +517,16 @@ class Outbound(Driven):
         """
         body = outward._body
         if body is None and self._progress is not None:
-            return self._progress
+            if self._progress.silent or not self._silent:
+                return self._progress
+            body = outward._body = self.body()  # it is another one from here on
         trailers = outward._has_trailers
         if body is None:
-            progress = self._progress = Progress(trailers=trailers, head=self.is_head)
+            silent = self._silent or self.is_head
+            progress = self._progress = Progress(trailers=trailers, silent=silent)
         else:
             trailers = trailers and isinstance(body.source, LiveBody)
-            progress = Progress(trailers=trailers, made=body.is_made(), head=self.is_head)
+            progress = Progress(trailers=trailers, made=body.is_made(), silent=self.is_head)
             outward._body = CountedBody(body, progress)
         self._progresses = (progress, *self._progresses)
         return progress
@@ -522,6 +562,8 @@ class Outbound(Driven):
     def _streamed(
         self, flow: AnyFlow, response: AppResponse, value: StreamingResponse
     ) -> AppResponse:
+        if not is_framed(value):
+            value = framed(value, is_head=self.is_head)
         start = {
             "type": "http.response.start",
             "status": value.status_code,
@@ -594,6 +636,8 @@ class Outbound(Driven):
     async def _send_start(self, response: AppResponse) -> None:
         exchange = self.exchange
         exchange.keep_variables()
+        if self._silent and response._body is None:
+            self._send_no_bytes()
         try:
             await self.server_send(response._start_message())
         except BaseException as exc:
@@ -605,6 +649,10 @@ class Outbound(Driven):
         for tail in exchange.tails:  # of a response that this one replaces
             if tail.response is not None and tail.response._progress is not None:
                 tail.response._progress.started_at = now
+
+    def _send_no_bytes(self) -> None:
+        send = self.server_send
+        self.server_send = lambda message: send(without_bytes(message))
 
     def _start_failed(self, exc: BaseException) -> None:
         # The server did not take the start, or nobody knows. What follows is the server's to
@@ -620,9 +668,16 @@ class Outbound(Driven):
     def _let_pass(self) -> None:
         self.state = COUNTED if self._progresses else PASSING
 
+    def body(self) -> Body:
+        """
+        The body as it is out here, where nobody has asked for it yet.
+        """
+        live = self.live_body()
+        return SilentBody(live) if self._silent else live
+
     def live_body(self) -> LiveBody:
         """
-        The body that the source is producing, for those who want it.
+        The body that the source is producing.
         """
         if self._body is None:
             self._body = LiveBody(self)
@@ -714,11 +769,14 @@ class Replacement(Outbound):
     def exchange(self) -> Exchange:
         return self._exchange
 
-    async def run(self, source: ASGIApp) -> BaseException | None:
+    async def run(self, source: Response) -> BaseException | None:
         """
         Run *source* to its end; give back what it failed with.
         """
         failure: BaseException | None = None
+        if not is_framed(source):
+            source = framed(source, is_head=self.is_head)
+            self._silent = source.status_code in BODILESS
         try:
             await source(self.exchange.scope, self.receive, self.send)
         except GeneratorExit:
@@ -743,7 +801,8 @@ def not_a_new_response(flow: AnyFlow, value: Any) -> _errors.MiddlewareError | N
     if isinstance(value, AppResponse):
         return _errors.foreign_response(flow)
     if isinstance(value, Response):
-        return None
+        status = value.status_code
+        return _errors.interim_status(flow, status) if status < FINAL else None
     if hasattr(value, "asend"):
         return _errors.late_delegation(flow)
     if isinstance(value, CoroutineType):

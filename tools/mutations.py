@@ -116,15 +116,15 @@ MUTATIONS = [
     Mutation(
         "an early answer goes out past the flows further out",
         EXCHANGE,
-        "if len(self.waiting) > 1 or self.incoming is not None:",
-        "if self.incoming is not None:",
+        "if len(self.waiting) > 1 or self.incoming is not None",
+        "if self.incoming is not None",
         tests="tests/test_rules.py::test_early_answer_passes_the_outer_layers",
     ),
     Mutation(
         "an early answer gets nothing of a body that was read",
         EXCHANGE,
-        "if len(self.waiting) > 1 or self.incoming is not None:",
-        "if len(self.waiting) > 1:",
+        "if len(self.waiting) > 1 or self.incoming is not None",
+        "if len(self.waiting) > 1",
         tests="tests/test_request_body.py::test_body_is_read_by_a_layer_and_by_its_answer",
     ),
     Mutation(
@@ -641,11 +641,52 @@ MUTATIONS = [
     Mutation(
         "the body of an answer to HEAD is counted as sent",
         BODY,
-        """            if not self._head:
+        """            if not self.silent:
 """,
         """            if True:
 """,
         tests="tests/test_response.py::test_bytes_of_an_answer_to_head_are_not_sent",
+    ),
+    # Behind a status that allows no body there is none.
+    Mutation(
+        "a layer that gives a response such a status lets the body go out",
+        TRAVEL,
+        """        if response._body is None:
+            self._silent = True
+        return None""",
+        """        return None""",
+        tests="tests/test_framing.py::test_no_byte_of_a_body_goes_out_where_the_status_allows_none",
+    ),
+    Mutation(
+        "a layer that gives a response such a status leaves its length",
+        TRAVEL,
+        """            frame_nothing(response.raw_headers, status)
+            response._message =""",
+        """            response._message =""",
+        tests="tests/test_framing.py::test_no_byte_of_a_body_goes_out_where_the_status_allows_none",
+    ),
+    Mutation(
+        "a body that somebody has read goes out under such a status",
+        RESPONSE,
+        "            body = SilentBody(body)",
+        "            pass",
+        tests="tests/test_framing.py::test_no_byte_of_a_body_goes_out_where_the_status_allows_none",
+    ),
+    Mutation(
+        "an early answer with such a status has a body",
+        EXCHANGE,
+        " or not is_framed(value):",
+        ":",
+        tests="tests/test_framing.py::test_no_byte_of_a_body_goes_out_where_the_status_allows_none",
+    ),
+    Mutation(
+        "a layer gives a response a status that is none of a final one",
+        TRAVEL,
+        """            if status < FINAL:
+                return _errors""",
+        """            if False:
+                return _errors""",
+        tests="tests/test_framing.py::test_status_of_no_final_response_is_refused",
     ),
     Mutation(
         "the loop is told of flows",

@@ -37,6 +37,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw.compat import BaseHTTPMiddleware, RequestResponseEndpoint
 from tests.harness import PassThrough
 
 PATIENCE = 5
@@ -218,7 +219,58 @@ async def transform_response(conn: Connection) -> Flow:
     response.body_iterator = swapcase(response.body_iterator)
 
 
+def status_of(conn: Connection) -> int:
+    return int(conn.query_params["status"])
+
+
+async def set_status(conn: Connection) -> Flow:
+    """Give the app's response another status."""
+    response = yield
+    response.status_code = status_of(conn)
+
+
+async def set_status_and_wait(conn: Connection) -> Flow:
+    """The same, and wait until all is over."""
+    response = yield
+    response.status_code = status_of(conn)
+    yield response
+
+
+async def set_status_of_a_body_that_was_read(conn: Connection) -> Flow:
+    """Read the body before its response gets another status."""
+    response = yield
+    await response.read()
+    response.status_code = status_of(conn)
+
+
+async def set_status_of_a_transform(conn: Connection) -> Flow:
+    """Change the body of a response that gets another status."""
+    response = yield
+    response.body_iterator = swapcase(response.body_iterator)
+    response.status_code = status_of(conn)
+
+
+async def answer_with_old_headers(conn: Connection) -> Flow:
+    """Answer in place of the response that the app began, with the headers of that."""
+    response = yield
+    yield JSONResponse("another body", status_of(conn), dict(response.headers))
+
+
+async def set_status_in_call_next_style(
+    request: Request, call_next: RequestResponseEndpoint
+) -> Response:
+    """Give the app's response another status, in `call_next` style."""
+    response = await call_next(request)
+    response.status_code = int(request.query_params.get("last_status", response.status_code))
+    return response
+
+
 FUNCTIONS: list[Callable[[Connection], Flow]] = [
+    answer_with_old_headers,
+    set_status,
+    set_status_and_wait,
+    set_status_of_a_body_that_was_read,
+    set_status_of_a_transform,
     rescue,
     answer,
     replace,
@@ -373,6 +425,7 @@ def build(*, fused: bool) -> ASGIApp:
             for function in FUNCTIONS
         ),
     ]
+    layers.append(Middleware(BaseHTTPMiddleware, dispatch=set_status_in_call_next_style))
     if not fused:
         layers = [layer for pair in layers for layer in (pair, Middleware(PassThrough))]
     # The outer watch is around Starlette's own error handling, the inner one around the routes.

@@ -43,6 +43,7 @@ class Kind:
     allowed: tuple[str, ...] = ()
     runs_asyncio: bool = True
     has_pathsend: bool = False
+    has_http2: bool = False
 
 
 UVICORN = "--host 127.0.0.1 --port {port} --log-level warning --no-access-log"
@@ -61,18 +62,21 @@ KINDS = {
         "hypercorn",
         f"{HYPERCORN} --worker-class asyncio",
         (r"\[.*\] \[ERROR\] Error in ASGI Framework", r"socket\.send\(\) raised exception\."),
+        has_http2=True,
     ),
     "hypercorn-trio": Kind(
         "hypercorn",
         f"{HYPERCORN} --worker-class trio",
         (r"\[.*\] \[ERROR\] Error in ASGI Framework",),
         runs_asyncio=False,
+        has_http2=True,
     ),
     "granian": Kind(
         "granian",
         "--interface asgi --host 127.0.0.1 --port {port} --log-level warning",
         (r"\[ERROR\] Application callable raised an exception",),
         has_pathsend=True,
+        has_http2=True,
     ),
 }
 
