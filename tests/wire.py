@@ -284,7 +284,12 @@ class Client:
         return read_answer(self.reader, request)
 
     def end(self) -> None:
-        """Say that no request follows; a `WireError` if the server still sends something."""
+        """
+        Say that no request follows; a `WireError` if the server still sends something.
+
+        Waits until the server has closed: at once where the last request said `connection: close`,
+        hypercorn keeps the connection for seconds where none did.
+        """
         with suppress(OSError):  # it has closed already
             self.socket.shutdown(socket.SHUT_WR)
         if rest := self.reader.rest():

@@ -35,7 +35,7 @@ def twice(request: pytest.FixtureRequest, server: Server) -> Twice:
     return lambda first, second, method="GET": ask(
         server.address,
         get(first, method=method),
-        get(second),
+        get(second, "connection: close"),
         pipelined=request.param == "pipelined",
     )
 
@@ -72,9 +72,16 @@ def test_no_byte_of_a_body_under_a_status_that_allows_none(
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("how", [None, "read_response", "transform_response", "replace"])
 def test_no_byte_of_a_body_to_head(
-    how: str | None, path: str, twice: Twice, server: Server, prefix: str
+    request: pytest.FixtureRequest,
+    how: str | None,
+    path: str,
+    twice: Twice,
+    server: Server,
+    prefix: str,
 ) -> None:
     """The answer to HEAD has no body, whatever a layer does with it, and the next is intact."""
+    if server.kind.module == "granian" and "http2" in request.node.callspec.id and how is None:
+        pytest.skip("granian 2.8.9 sends what an app gives as the body of HEAD over HTTP/2")
     options = [] if how is None else [f"do={how}"]
 
     first, second = twice(
