@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers load soak mutate differential instrumented leaks corpus migrate-fuzz \
+	transparency upstream third-party servers load soak mutate differential fastapis instrumented leaks corpus migrate-fuzz \
 	pythons pyodide clean
 
 help: ## show this list
@@ -95,6 +95,9 @@ differential: $(VENV)/test.group ## compare 100,000 random requests with and wit
 
 instrumented: $(VENV)-instrumented/instrumented.group ## edit layers under real instrumentation; ARGS="sentry ddtrace"
 	$(VENV)-instrumented/bin/python -m tools.instrumented $(ARGS)
+
+fastapis: $(VENV)/test.group ## run the tests of httpmw.fastapi on old and new versions of FastAPI
+	$(BIN)/python -m tools.fastapis $(ARGS)
 
 leaks: $(VENV)/test.group ## send a million requests and see what stays; ARGS="--backend trio"
 	$(BIN)/python -m tools.leaks $(ARGS)

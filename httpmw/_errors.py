@@ -250,7 +250,12 @@ def not_initialised(owner: type) -> TypeError:
 def no_add_middleware(app: object) -> TypeError:
     named = place(app) if isinstance(app, FunctionType) else f"{app!r}, a {type(app).__name__}"
     remedy = "Write `@http_middleware(app)` above the function"
-    if hasattr(app, "routes") and not hasattr(app, "include_router"):
+    if hasattr(app, "include_router"):
+        remedy += (
+            "; for what is in a FastAPI router write `MiddlewareRouter(middleware=[mw])`, from "
+            "`httpmw.fastapi`"
+        )
+    elif hasattr(app, "routes"):
         remedy += (
             "; a router takes layers where it is made, "
             "`Router(routes, middleware=[Middleware(HTTPMiddleware, dispatch=mw)])`"
@@ -259,6 +264,33 @@ def no_add_middleware(app: object) -> TypeError:
         "`http_middleware` needs an application with an `add_middleware` method, got "
         f"{named}.\n{remedy}; for another ASGI app write "
         "`app = HTTPMiddleware(app, dispatch=mw)`."
+    )
+
+
+# What the layers of a router cannot stand around.
+
+
+def uncovered(router: object, what: str, remedy: str) -> TypeError:
+    return TypeError(_uncovered(router, what, remedy))
+
+
+def reached_uncovered(router: object, what: str, remedy: str) -> MiddlewareError:
+    return MiddlewareError(_uncovered(router, what, remedy))
+
+
+def _uncovered(router: Any, what: str, remedy: str) -> str:
+    return (
+        f"{what} in the {type(router).__name__} with prefix {router.prefix!r}, around which its "
+        f"layers cannot stand.\n{remedy}"
+    )
+
+
+def unknown_fastapi(version: str) -> RuntimeError:
+    return RuntimeError(
+        f"FastAPI {version} is not known to `httpmw.fastapi`: requests come into a router that is "
+        "included past what stands around it.\n"
+        "Put the routes into an application of their own, add the layers there, and mount that; or "
+        "see whether there is a newer httpmw."
     )
 
 

@@ -1379,13 +1379,15 @@ async def test_layers_of_routes_and_mounts(path, headers, status, cache_control)
         ("/", {}, 200),
         ("/v1/members/news", {}, 403),
         ("/v1/members/news", {"x-member": "1"}, 200),
+        ("/v1/members/archive/news", {}, 403),
+        ("/v1/members/archive/news", {"x-member": "1"}, 200),
         ("/v1/members/nothing", {}, 404),
         ("/admin/users", {}, 403),
         ("/admin/users", {"x-member": "1"}, 200),
     ],
 )
 async def test_layers_of_routers_in_fastapi(path, headers, status):
-    """A route class puts a layer around every route of a router, however it is included."""
+    """A router with layers covers what is in it, routers that it includes too."""
     result = await run(app=placing_fastapi.app, path=path, headers=headers)
 
     assert result.status == status

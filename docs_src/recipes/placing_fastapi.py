@@ -1,11 +1,8 @@
-from typing import Any
-
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw.fastapi import MiddlewareRouter
 
 
 async def only_members(conn: Connection) -> Flow:
@@ -15,26 +12,24 @@ async def only_members(conn: Connection) -> Flow:
     yield
 
 
-class MembersRoute(APIRoute):
-    """
-    A route with a layer around it.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.layer = HTTPMiddleware(super().handle, dispatch=only_members)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.layer(scope, receive, send)
-
-
-members = APIRouter(prefix="/members", route_class=MembersRoute)
+members = MiddlewareRouter(prefix="/members", middleware=[only_members])
 
 
 @members.get("/news")
 async def news() -> list[str]:
     return ["good", "bad"]
 
+
+# Whatever is included into it is behind the layer, too.
+archive = APIRouter(prefix="/archive")
+
+
+@archive.get("/news")
+async def old_news() -> list[str]:
+    return ["old"]
+
+
+members.include_router(archive)
 
 app = FastAPI()
 app.include_router(members, prefix="/v1")
