@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -90,6 +91,16 @@ def test_imports_only_its_dependencies() -> None:
     }
 
     assert imported - sys.stdlib_module_names - {"httpmw"} <= declared
+
+
+def test_docs_are_installed() -> None:
+    """All that the README links to is in the wheel, beside it."""
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+
+    assert links
+    for name in {"README.md", *(link.split("/")[0] for link in links)}:
+        assert wheel["shared-data"][name] == f"share/doc/httpmw/{name}"
 
 
 def test_typed() -> None:
