@@ -12,6 +12,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,20 @@ def offers(run: Probe, extension: str) -> bool:
 
 
 LENGTH = (b"content-length", b"5")
+VARIABLE = ContextVar("VARIABLE", default="its own")
 
 
 @probe
 async def plain(run: Probe) -> None:
     await to_the_end(run)
     await run.attempt(start(200, LENGTH), body(b"plain"))
+
+
+@probe
+async def variables(run: Probe) -> None:
+    run.notes["seen"] = VARIABLE.get()
+    VARIABLE.set("those of the one before")
+    await plain(run)
 
 
 @probe

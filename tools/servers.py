@@ -502,6 +502,20 @@ def plain(talk: Talk) -> Row:
 
 
 @probe
+def variables(talk: Talk) -> Row:
+    # Two requests at once: the second one is there while the first is answered.
+    second = f"{talk.id}-second"
+    paths = (talk.path, talk.path.replace(talk.id, second))
+    if talk.server.configuration.is_http2:
+        for path in paths:
+            talk.client.request(path)
+    else:
+        heads = [f"GET {path} HTTP/1.1\r\nhost: testserver\r\n\r\n" for path in paths]
+        talk.client.socket.sendall("".join(heads).encode())
+    return {"context variables of the next request": talk.server.ask(f"/notes/{second}")["seen"]}
+
+
+@probe
 def streamed(talk: Talk) -> Row:
     answer = talk.request().read()
     kept = [value for name, value in answer.headers if name == b"set-cookie"]

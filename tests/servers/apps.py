@@ -265,7 +265,17 @@ async def set_status_in_call_next_style(
     return response
 
 
+left: ContextVar[str] = ContextVar("left", default="nothing")
+
+
+async def begin_afresh(conn: Connection) -> Flow:
+    """Set what may be left of the request before."""
+    left.set("nothing")
+    yield
+
+
 FUNCTIONS: list[Callable[[Connection], Flow]] = [
+    begin_afresh,
     answer_with_old_headers,
     set_status,
     set_status_and_wait,
@@ -333,6 +343,12 @@ async def plain(request: Request) -> Response:
     exchange = exchange_of(request.scope)
     task = BackgroundTask(exchange.notes.__setitem__, "background", "ran")
     return PlainTextResponse(PLAIN, background=task)
+
+
+async def variable(request: Request) -> Response:
+    found = left.get()
+    left.set("something")
+    return PlainTextResponse(f"sees {found}!")
 
 
 async def stream(request: Request) -> Response:
@@ -403,7 +419,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterato
 
 
 def routes() -> list[BaseRoute]:
-    get = (plain, stream, file, path, events, busy, idle, sse, fail_before, fail_within)
+    get = (plain, stream, variable, file, path, events, busy, idle, sse, fail_before, fail_within)
     post = (upload, unread)
     return [
         *(Route(f"/{endpoint.__name__}", endpoint) for endpoint in get),

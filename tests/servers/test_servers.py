@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,25 @@ def test_transformed_stream(ask: Ask) -> None:
 
     assert (response.status_code, response.content) == (200, STREAM.swapcase())
     assert ask.ledger()["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("do", ["", "&do=begin_afresh"], ids=["as it is", "set first"])
+def test_context_variables_of_the_request_before(ask: Ask, do: str) -> None:
+    """On uvicorn a pipelined request sees them, unless a layer sets them first."""
+    head = "GET {}/variable?id={}{} HTTP/1.1\r\nhost: testserver\r\n\r\n"
+    ids = [ask.id, ask.server.new_id()]
+    answer = b""
+    with ask.server.connect() as connection:
+        heads = [head.format(ask.prefix, each, do) for each in ids]
+        connection.sendall("".join(heads).encode())
+        while answer.count(b"!") < len(ids):
+            answer += connection.recv(4096)
+
+    leaks = ask.server.kind.module == "uvicorn" and not do
+    assert re.findall(rb"sees (\w+)!", answer) == [
+        b"nothing",
+        b"something" if leaks else b"nothing",
+    ]
 
 
 @pytest.fixture(params=["/file", "/path"])
