@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# On uvicorn a pipelined request begins with the context variables of the one before it.
+# On uvicorn and daphne a pipelined request begins with the context variables of the one before it.
 #
 # Each request has a task of its own, so a variable that is set in one looks private to it. But the
 # task of the second is made by a callback that runs in the context of the first (CPython #140947).
-# `reset_contextvars=True`, a setting of uvicorn that is off by default, makes each begin afresh; so
-# does hypercorn.
+# uvicorn's `--reset-contextvars`, which is off by default, makes each begin afresh; so does hypercorn.
 # Seen on 2026-12-01 with CPython 3.11.7 and the versions that are installed below.
 set -euo pipefail
 
 expected="uvicorn: request 1 sees 'unset', request 2 sees 'set by 1'
 uvicorn --reset-contextvars: request 1 sees 'unset', request 2 sees 'unset'
-hypercorn: request 1 sees 'unset', request 2 sees 'unset'"
+hypercorn: request 1 sees 'unset', request 2 sees 'unset'
+daphne: request 1 sees 'unset', request 2 sees 'set by 1'"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check uvicorn==0.54.0 h11==0.16.0 hypercorn==0.18.0
+venv/bin/pip install --quiet --disable-pip-version-check \
+    uvicorn==0.54.0 h11==0.16.0 hypercorn==0.18.0 daphne==4.2.3
 
 cat >app.py <<'PY'
 from contextvars import ContextVar
@@ -50,6 +51,7 @@ COMMANDS = {
     "uvicorn": "uvicorn --port {port} app:app",
     "uvicorn --reset-contextvars": "uvicorn --reset-contextvars --port {port} app:app",
     "hypercorn": "hypercorn --bind 127.0.0.1:{port} app:app",
+    "daphne": "daphne --port {port} app:app",
 }
 
 

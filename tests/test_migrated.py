@@ -451,10 +451,11 @@ async def test_rate_limit_forgets_who_does_not_come_back(side, monkeypatch):
     monkeypatch.setattr(module, "monotonic", lambda: now)
     layer = module.RateLimit(with_routes(Starlette()), requests=1, seconds=10)
 
-    for number in range(5):
-        await run(app=layer, scope={"client": (f"10.0.0.{number}", 1)})
-    assert len(layer.windows) == 5
-    now = 10.0
-    await run(app=layer, scope={"client": ("10.0.0.9", 1)})
+    with engine(patched=not RECENT):
+        for number in range(5):
+            await run(app=layer, scope={"client": (f"10.0.0.{number}", 1)})
+        assert len(layer.windows) == 5
+        now = 10.0
+        await run(app=layer, scope={"client": ("10.0.0.9", 1)})
 
     assert list(layer.windows) == ["10.0.0.9"]
