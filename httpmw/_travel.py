@@ -132,6 +132,11 @@ class Outbound(Driven):
     _progresses: Sequence[Progress] = ()
     # Whether the start that was sent is another one than the source's.
     _cut = False
+    # Whether the source has begun anew for a client that is known to be gone: what it sends is the
+    # server's to judge, and no part of the response that is on its way outward.
+    _astray = False
+    # Whether the travel has sent a start.
+    _started = False
 
     @property
     def exchange(self) -> Exchange:
@@ -214,7 +219,15 @@ class Outbound(Driven):
         state = self.state
         if state is TRAVELLING:
             if message["type"] == "http.response.start":
-                raise _errors.second_start()
+                if not self.exchange.gone:
+                    raise _errors.second_start()
+                self._astray = True
+            if self._astray:
+                if self._started:
+                    await self.exchange.server_send(message)
+                else:  # nothing goes out past the flows
+                    await checkpoint()
+                return
             self.taken = True
             noted = message
             try:
@@ -233,7 +246,7 @@ class Outbound(Driven):
             raise self._failure or _errors.over()
         elif state is DISCARDED or state is DRAINED:
             await self._drop(message)
-        elif message["type"] != "http.response.start":
+        elif message["type"] != "http.response.start" or self.exchange.gone:
             # Early hints, debug and whatever else may come before the start; or what follows a
             # start of which nobody knows whether the server has it.
             await self.server_send(message)
@@ -643,6 +656,7 @@ class Outbound(Driven):
         except BaseException as exc:
             self._start_failed(exc)
             raise
+        self._started = True
         now = time.perf_counter()
         for progress in self._progresses:
             progress.started_at = now

@@ -1819,3 +1819,74 @@ async def test_client_leaves_while_a_streamed_answer_is_sent(
     # As without middleware: Starlette tells the disconnect of a 2.4 server by an exception.
     expected = spec in ("2.4", "2.5")
     assert isinstance(server.error, ClientDisconnect) if expected else server.error is None
+
+
+# The client is gone, and the app begins anew: as `mcp` does at the end of its `sse_app`.
+
+
+async def begins_anew(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(start())
+    await send(body(b"data", more=True))
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    with contextlib.suppress(OSError):  # of a server of ASGI 2.4
+        await PlainTextResponse("another")(scope, receive, send)
+
+
+async def iterates(conn: Connection) -> Flow:
+    response = yield
+    response.body_iterator = each(response.body_iterator)
+
+
+async def each(chunks: Any) -> Any:
+    async for chunk in chunks:
+        yield chunk
+
+
+async def iterates_and_waits(conn: Connection) -> Flow:
+    response = yield
+    response.body_iterator = each(response.body_iterator)
+    yield response
+    assert response.outcome == "disconnected"
+
+
+async def streams_on(conn: Connection) -> Flow:
+    response = yield
+    yield StreamingResponse(each(response.body_iterator))
+
+
+async def reads_all(conn: Connection) -> Flow:
+    response = yield
+    with pytest.raises(ClientDisconnect) as raised:
+        await response.read()
+    raise raised.value
+
+
+async def replaces(conn: Connection) -> Flow:
+    yield
+    yield PlainTextResponse("replaced")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [passing, waiting, iterates, iterates_and_waits, streams_on, reads_all, replaces],
+)
+async def test_app_that_begins_anew_when_its_client_is_gone(
+    function: Callable[[Connection], Flow], layers: Layers, spec: str | None
+) -> None:
+    """What it sends is the server's to judge; nothing is raised, and it is no part of the body."""
+    outcomes: list[str | None] = []
+
+    async def log(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        outcomes.append(response.outcome)
+
+    expected = {replaces: ["completed"]}.get(function, ["disconnected"])
+    app = stack(layers(begins_anew, function), log, fused=True)
+
+    server = await request(app, spec=spec, leaves_after=0 if function is reads_all else 2)
+
+    assert b"another" not in server.body
+    # Where the first start was held back, nested layers may get the second one for it.
+    assert outcomes == expected or (function is reads_all and outcomes == [])

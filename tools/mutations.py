@@ -647,6 +647,21 @@ MUTATIONS = [
 """,
         tests="tests/test_response.py::test_bytes_of_an_answer_to_head_are_not_sent",
     ),
+    Mutation(
+        "an app that begins anew for a client that is gone is blamed",
+        TRAVEL,
+        """                if not self.exchange.gone:
+                    raise _errors.second_start()""",
+        """                raise _errors.second_start()""",
+        tests="tests/test_events.py::test_app_that_begins_anew_when_its_client_is_gone",
+    ),
+    Mutation(
+        "what such an app sends is taken for the rest of its body",
+        TRAVEL,
+        "self._astray = True",
+        "pass",
+        tests="tests/test_events.py::test_app_that_begins_anew_when_its_client_is_gone",
+    ),
     # Behind a status that allows no body there is none.
     Mutation(
         "a layer that gives a response such a status lets the body go out",
