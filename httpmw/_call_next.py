@@ -31,6 +31,7 @@ from . import _errors
 from ._body import BODILESS, DISCONNECT, Incoming, without_bytes
 from ._connection import Connection
 from ._response import AppResponse, frame_nothing
+from ._scope import LayerRequest
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
@@ -39,15 +40,15 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------- the request
 
 
-class CachedRequest(Request):
+class CachedRequest(LayerRequest):
     # The request as a dispatch function gets it. What it takes of the body is gone for the inner
     # app, as with Starlette, unless it was read whole by `body()`.
 
     _stream_consumed = False
     _is_disconnected = False
     _form = None
-    # The exchange it belongs to, and as in `Connection` where its body comes from.
     _exchange: Exchange
+    # As in `Connection`, where its body comes from.
     _incoming: Incoming | None = None
     # Whether the dispatch function has had a hand in the body.
     _taken = False
@@ -56,7 +57,7 @@ class CachedRequest(Request):
         """
         Give the same request to somebody who may look ahead, but not take.
         """
-        conn = Connection._of(self._exchange)
+        conn = Connection._of(self._exchange, self._view())
         conn._incoming = self._open()
         return conn
 
@@ -193,9 +194,10 @@ class DispatchFlow(CachedRequest):
         if self._outcome is not _MAY_CALL:
             raise self._refusal()
         self._outcome = _WAITING
-        if request is self and not self._taken and self.scope is self._exchange.scope:
+        if request is self and not self._taken:
             return await self._mark()
-        return await self._mark_with(request)
+        self._pass(request)
+        return await self._mark()
 
     @types.coroutine
     def _mark(self) -> Generator[Any, Any, Response]:
@@ -209,18 +211,16 @@ class DispatchFlow(CachedRequest):
             raise
         return response
 
-    async def _mark_with(self, request: Any) -> Response:
+    def _pass(self, request: Any) -> None:
         # Further in it is the given request that counts; further out nothing has changed.
         exchange = self._exchange
         given = request if isinstance(request, HTTPConnection) else self
         source = given if _has_body_of_its_own(given, self) else self
         if source is not self or self._taken:
             exchange.send_inward(Incoming(Replay(source, self).receive))
-        scope, exchange.scope = exchange.scope, given.scope
-        try:
-            return await self._mark()
-        finally:
-            exchange.scope = scope
+        if given is not self:
+            self._other = given.scope
+            self._touched = True
 
     def _refusal(self) -> BaseException:
         outcome = self._outcome

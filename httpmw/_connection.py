@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
-from starlette.requests import ClientDisconnect, Request, empty_receive, empty_send
+from starlette.requests import ClientDisconnect, empty_receive, empty_send
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _errors
@@ -17,6 +17,7 @@ from ._body import (
     as_iterator,
 )
 from ._limit import Limit
+from ._scope import LayerRequest
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 
-class Connection(Request):
+class Connection(LayerRequest):
     """
     The request, as a middleware function gets it: a `starlette.requests.Request`.
 
     Everything that `Request` has works here. What is read of the body before the yield is still
-    delivered to the inner app, and edits of `conn.scope` in place are seen by it.
+    delivered to the inner app. What is changed before the yield, of `conn.scope`, of the headers or
+    of the body, is seen further in and by nobody else: not by the layers further out, nor by the
+    server. What is for those outside goes into `conn.state`.
 
     Args:
         scope: The ASGI scope of an HTTP request.
@@ -42,10 +45,7 @@ class Connection(Request):
     _stream_consumed = False
     _is_disconnected = False
     _form = None
-    _headers: Any
     _body: bytes
-    # The exchange it belongs to, None where it was made by hand.
-    _exchange: Exchange | None
     # Where it reads the body, and what the inner app gets instead; None: nobody has asked yet.
     _incoming: Incoming | None = None
     _outgoing: Incoming | None = None
@@ -54,16 +54,15 @@ class Connection(Request):
         self, scope: Scope, receive: Receive = empty_receive, send: Send = empty_send
     ) -> None:
         super().__init__(scope, receive, send)
-        self._exchange = None
 
     @classmethod
-    def _of(cls, exchange: Exchange) -> Connection:
+    def _of(cls, exchange: Exchange, scope: Scope) -> Connection:
         """
-        The connection of one layer of *exchange*.
+        The connection of one layer of *exchange*, which was given *scope*.
         """
         # What `Request.__init__` would set is set by the class: this runs once a layer.
         self = object.__new__(cls)
-        self.scope = exchange.scope
+        self._given = scope
         self._exchange = exchange
         if exchange.incoming is not None:
             self._incoming = exchange.incoming
@@ -140,7 +139,7 @@ class Connection(Request):
         """
         if not hasattr(self, "_body"):
             incoming = self._open()
-            if max_size is not None and _content_length(self.scope) > max_size:
+            if max_size is not None and _content_length(self._view()) > max_size:
                 raise _errors.BodyTooLarge(max_size)
             chunks: list[bytes] = []
             size = count = 0
@@ -234,8 +233,41 @@ class Connection(Request):
         incoming = Incoming(pull)
         incoming.join(0, body)
         self._send_inward(exchange, incoming)
-        self._drop_headers(b"content-length", b"content-encoding", b"transfer-encoding")
-        self.scope["headers"].append((b"content-length", b"%d" % len(body)))
+        self._drop_headers(b"content-encoding", b"transfer-encoding")
+        self._put_header(b"content-length", b"%d" % len(body))
+
+    def set_header(self, name: str, value: str) -> None:
+        """
+        Set a header of the request for all that is further in: in `conn.headers` and in its scope.
+
+        It takes the place of the first header of that name, and the others of that name are
+        dropped; where there is none it is appended. All other headers stay as they are. To be
+        called before the yield.
+
+        Args:
+            name: The name, in any case of letters.
+            value: The value; only characters of Latin-1.
+
+        Raises:
+            MiddlewareError: After the yield, where it would have no effect.
+        """
+        self._may_change("conn.set_header()")
+        self._put_header(name.lower().encode("latin-1"), value.encode("latin-1"))
+
+    def delete_header(self, name: str) -> None:
+        """
+        Delete a header of the request, as often as it is there, for all that is further in.
+
+        One that is not there is no error. To be called before the yield.
+
+        Args:
+            name: The name, in any case of letters.
+
+        Raises:
+            MiddlewareError: After the yield, where it would have no effect.
+        """
+        self._may_change("conn.delete_header()")
+        self._drop_headers(name.lower().encode("latin-1"))
 
     def fail_after(self, seconds: float) -> None:
         """
@@ -269,13 +301,8 @@ class Connection(Request):
         self._outgoing = incoming
         exchange.send_inward(incoming)
 
-    def _drop_headers(self, *names: bytes) -> None:
-        # A new list: the old one may be held by whoever made the scope.
-        self.scope["headers"] = [
-            (key, value) for key, value in self.scope["headers"] if key.lower() not in names
-        ]
-        if hasattr(self, "_headers"):
-            del self._headers
+    def _may_change(self, what: str) -> None:
+        self._before_the_yield(what)
 
 
 class Received(Connection):

@@ -537,6 +537,13 @@ def scope_over_request() -> MiddlewareError:
     )
 
 
+def bad_scope(got: object) -> TypeError:
+    return TypeError(
+        f"{_caller()} assigned {got!r}, a {type(got).__name__}, to `conn.scope`, which is a dict.\n"
+        'Write `conn.scope = {**conn.scope, "path": "/new"}`, or edit it in place.'
+    )
+
+
 def bad_body(got: object) -> TypeError:
     return TypeError(
         f"a body must be bytes or str, got {got!r}, a {type(got).__name__}.\n"

@@ -50,6 +50,7 @@ from ._errors import NoResponseError
 from ._layout import lay_out
 from ._observe import Observer
 from ._response import AppResponse, Outcome, is_framed
+from ._scope import LayerRequest, hand_outward, inward_of
 from ._travel import (
     COUNTED,
     INWARD,
@@ -180,7 +181,7 @@ class Adapter:
             rest = iter(functions)
             for make, function, when in rest:
                 conn = make()  # the rest as in `Connection._of`, without the call
-                conn.scope = scope
+                conn._given = scope
                 conn._exchange = exchange
                 if incoming is not None:
                     conn._incoming = incoming
@@ -213,7 +214,6 @@ class Adapter:
                         if conn._step is not None:
                             step, conn._step = conn._step, None
                             value = await step
-                        scope = exchange.scope  # it may have given another one to `call_next`
                     elif hasattr(flow, "asend"):
                         value = await flow.asend(None)
                     else:
@@ -234,6 +234,8 @@ class Adapter:
                         failure = await exchange.raised(conn, exc)
                     break
                 waiting.append(flow)
+                if conn._touched:
+                    scope = exchange.pass_on(conn)
                 if value is not None:
                     failure = await exchange.early_answer(value, scopes)
                     break
@@ -256,8 +258,9 @@ class Adapter:
                     except BaseException as exc:
                         failure = exc
                     else:
-                        if exchange.state is PASSING and exchange.plain:
+                        if exchange.state is PASSING and exchange.plain and not exchange.inwards:
                             return
+                    hand_outward(exchange.inwards)
                     ended = exchange.state
                     if ended is not PASSING and (ended is not COUNTED or exchange.taken):
                         failure = await exchange.finish(exchange.source, failure)
@@ -355,6 +358,35 @@ class Exchange(Outbound):
 
     # ------------------------------------------------------------------ the way inward
 
+    def pass_on(self, conn: LayerRequest) -> Scope:
+        """
+        Give the scope that goes inward from the layer that has just come to its first yield.
+        """
+        inward = inward_of(conn, len(self.waiting) - 1)
+        if inward is not None:
+            self.inwards = (*self.inwards, inward)
+            self.scope = inward.scope
+        return self.scope
+
+    def scope_given_to(self, depth: int) -> Scope:
+        """
+        The scope that was given to the layer inside of *depth* flows.
+        """
+        inwards = self.inwards
+        for inward in reversed(inwards):
+            if inward.depth < depth:
+                return inward.scope
+        return inwards[0].given if inwards else self.scope
+
+    def scope_of_answers(self, depth: int) -> Scope:
+        """
+        The scope in which an answer of the layer inside of *depth* flows is run.
+        """
+        for inward in self.inwards:
+            if inward.depth == depth:
+                return inward.for_answers
+        return self.scope_given_to(depth)
+
     def enclose(self, functions: Functions) -> None:
         """
         Run all that is further in as an adapter of its own, inside of what a flow wants around it.
@@ -426,7 +458,8 @@ class Exchange(Outbound):
             return None
         failure: BaseException | None = None
         try:  # nobody further out wants to see it
-            await value(self.scope, self.server_receive, self.server_send)
+            scope = self.scope_of_answers(len(self.waiting) - 1)
+            await value(scope, self.server_receive, self.server_send)
         except GeneratorExit:
             raise
         except BaseException as exc:
@@ -529,7 +562,8 @@ class Exchange(Outbound):
             if exc is failure or _wrapped_stop(exc, failure):
                 failure.__traceback__ = traceback
                 return failure
-            response, exc_or_none = await self.answer(Connection._of(self), exc)
+            scope = self.scope_of_answers(len(self.waiting))
+            response, exc_or_none = await self.answer(Connection._of(self, scope), exc)
             if response is None:
                 return exc_or_none
             flow_or_none = None
@@ -720,6 +754,7 @@ class Exchange(Outbound):
         """
         if self.on_hold is not None:
             self.on_hold.close()
+        hand_outward(self.inwards)
         self.complicate()
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)
@@ -853,6 +888,7 @@ lay_out(
     "transforms",
     "incoming",
     "_outermost",
+    "inwards",
 )
 
 

@@ -49,6 +49,7 @@ from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._observe import Callback, Observer, outcome_of
 from ._response import AppResponse, Headers, frame_nothing, framed, is_framed, received
+from ._scope import Inward, hand_outward
 
 if TYPE_CHECKING:
     from ._exchange import AnyFlow, Exchange, Tail
@@ -99,6 +100,8 @@ class Outbound(Driven):
     __slots__ = ("loop", "outgoing", "plain", "server_send", "state", "states", "waiting")
 
     state: int
+    # What the source gets as scope.
+    scope: Scope
     # The flows that wait for a response, the outermost first.
     waiting: list[AnyFlow]
     server_send: Send
@@ -137,6 +140,8 @@ class Outbound(Driven):
     _astray = False
     # Whether the travel has sent a start.
     _started = False
+    # What layers have changed of the scope, the outermost first.
+    inwards: Sequence[Inward] = ()
 
     @property
     def exchange(self) -> Exchange:
@@ -144,7 +149,8 @@ class Outbound(Driven):
 
     @property
     def is_head(self) -> bool:
-        return bool(self.exchange.scope["method"] == "HEAD")
+        # To those who are told of it, the flow in hand and those further out.
+        return bool(self.exchange.scope_given_to(len(self.waiting))["method"] == "HEAD")
 
     def send(self, message: Message) -> Awaitable[None]:
         """
@@ -263,7 +269,7 @@ class Outbound(Driven):
         elif (
             message["type"] == "http.response.body"
             and message.get("more_body", False)
-            and _spec_version(self.exchange.scope) >= (2, 4)
+            and _spec_version(self.scope) >= (2, 4)
         ):
             self.told_gone = True
             self._lose()
@@ -321,6 +327,8 @@ class Outbound(Driven):
         if self.state is not WAITING:  # another one came first
             await self._send(message)
             return
+        if self.inwards:
+            hand_outward(self.inwards)
         # As in `received()`, without the calls.
         try:
             given = message["headers"]
@@ -458,7 +466,8 @@ class Outbound(Driven):
         failure: BaseException | None = None
         try:
             assert exc is not None
-            response, failure = await exchange.answer(Connection._of(exchange), exc)
+            scope = exchange.scope_of_answers(len(self.waiting))
+            response, failure = await exchange.answer(Connection._of(exchange, scope), exc)
             if response is None:
                 foreign = self.stepper is not exchange.task
                 raise self._fail(_context.explain(flow, failure, foreign=foreign))
@@ -766,10 +775,13 @@ class Replacement(Outbound):
     The way outward of a response that a flow gave.
     """
 
-    __slots__ = ("_exchange",)
+    __slots__ = ("_exchange", "scope")
 
     def __init__(self, exchange: Exchange, giver: Tail) -> None:
         self._exchange = exchange
+        # As the layer hands it inward that gives the response.
+        self.scope = exchange.scope_of_answers(len(exchange.waiting))
+        self.inwards = exchange.inwards
         self.giver = giver
         self.task = exchange.task
         self.state = WAITING
@@ -792,7 +804,7 @@ class Replacement(Outbound):
             source = framed(source, is_head=self.is_head)
             self._silent = source.status_code in BODILESS
         try:
-            await source(self.exchange.scope, self.receive, self.send)
+            await source(self.scope, self.receive, self.send)
         except GeneratorExit:
             raise
         except BaseException as exc:
