@@ -47,7 +47,7 @@ class CachedRequest(LayerRequest):
     _stream_consumed = False
     _is_disconnected = False
     _form = None
-    _exchange: Exchange
+    _exchange: Exchange  # pyrefly: ignore[bad-override-mutable-attribute]
     # As in `Connection`, where its body comes from.
     _incoming: Incoming | None = None
     # Whether the dispatch function has had a hand in the body.

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.datastructures import URL, Address, Headers, QueryParams, State
 from starlette.requests import Request
@@ -83,7 +83,7 @@ class LayerRequest(Request):
     _headers: Any = None
 
     @property
-    def scope(self) -> Scope:  # pyrefly: ignore[bad-override]
+    def scope(self) -> Scope:
         """
         The ASGI scope, as this layer and those further in see it.
 
@@ -250,10 +250,10 @@ def _are_same(one: Scope, other: Scope) -> bool:
 
 def _headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
     # By the specification an iterable of any kind, which may be there once only.
-    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    headers: Any = scope["headers"]
     if not isinstance(headers, list):
         headers = scope["headers"] = [*headers]
-    return headers
+    return cast(list[tuple[bytes, bytes]], headers)
 
 
 class Inward:
