@@ -15,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -29,6 +30,7 @@ from ._drive import PAUSED, Driven, Turn
 if TYPE_CHECKING:
     from typing import Self
 
+    from ._exchange import Exchange
     from ._observe import Observer
 
 CHUNK = 64 * 1024  # of a file, as in starlette.responses.FileResponse
@@ -38,6 +40,11 @@ DISCONNECT: Message = {"type": "http.disconnect"}
 FINAL: Final = 200  # and above; an enum's members would cost a request more
 BODILESS: Final = frozenset((*range(100, 200), 204, 205, 304))
 _END: Final = object()
+# Of a request that is read ahead: so many bytes to see whether the client has left; and from so
+# many messages on, those of fewer bytes than that are joined.
+LOOK_AHEAD: Final = 64 * 1024
+_MANY: Final = 64
+_SMALL: Final = 4 * 1024
 
 
 def as_bytes(data: Any, charset: str = "utf-8") -> bytes:
@@ -67,75 +74,236 @@ async def close(iterator: Any) -> None:
 # ---------------------------------------------------------------------- the request
 
 
+class Place:
+    # How far somebody has read ahead: the message, how much of it, and how much of all.
+
+    __slots__ = ("begun", "joined", "number", "total", "within")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.within = 0
+        # Whether the message has been given; its bytes alone do not tell where it has none.
+        self.begun = False
+        self.total = 0
+        # Whether it is counted in a body that has become one message.
+        self.joined = False
+
+
 class Incoming:
     """
     Where a layer gets the request from: its messages, in order, and some of them read ahead.
+
+    What is kept takes hardly more memory than its bytes, whatever the sizes of the messages:
+    those without content are not kept, and where there are many of them small ones are joined.
     """
 
     # Whether the layers further in have begun to take the body.
     taken = False
-    # Whether it is read chunk by chunk somewhere, so that messages have to keep their places.
-    in_chunks = False
+    # Whether its last message has come.
+    complete = False
     # What takes the messages in place of the layers further in.
     transform: TransformedRequest | None = None
+    _joined = False
+    # The bytes that are kept, and how far somebody has read among them.
+    _size = 0
+    _read = 0
+    _pulls = 0
+    _room: anyio.Event | None = None
 
-    def __init__(self, pull: Callable[[], Awaitable[Message]]) -> None:
+    def __init__(
+        self, pull: Callable[[], Awaitable[Message]], exchange: Exchange | None = None
+    ) -> None:
         self._pull = pull
+        self._exchange = exchange
         self._ahead: deque[Message] = deque()
         self._looking = Turn()
 
     async def receive(self) -> Message:
-        message = self._ahead.popleft() if self._ahead else await self._pull()
-        if message["type"] == "http.request":
-            self.taken = True
+        message = self.take_ahead()
+        if message is None:
+            message = await self._pull()
+            if message["type"] == "http.request":
+                self.taken = True
+                self.complete = not message.get("more_body", False)
         return message
-
-    async def peek(self, position: int) -> Message:
-        """
-        Give the message at *position* of those not taken yet, and leave it there.
-        """
-        if self.taken:
-            raise _errors.request_body_taken()
-        await self._look(position + 1)
-        return self._ahead[position]
-
-    async def _look(self, count: int) -> None:
-        # One at a time: two that read the same body must not pull a message each.
-        turn = self._looking
-        await turn.wait()
-        turn.taken = True
-        try:
-            while len(self._ahead) < count:
-                message = await self._pull()
-                self._ahead.append(message)
-        finally:
-            turn.leave()
-
-    async def peek_latest(self) -> Message:
-        """
-        Read one message more ahead; nothing is pulled behind a disconnect.
-        """
-        if not self._ahead or self._ahead[-1]["type"] != "http.disconnect":
-            await self._look(len(self._ahead) + 1)
-        return self._ahead[-1]
-
-    def join(self, count: int, body: bytes) -> int:
-        """
-        Make one message of the first *count*, where nobody counts them; give their number now.
-        """
-        if self.in_chunks:
-            return count
-        for _ in range(count):
-            self._ahead.popleft()
-        # `b"".join([body]) is body`, so whoever joins this one message again copies nothing.
-        self._ahead.appendleft({"type": "http.request", "body": body, "more_body": False})
-        return 1
 
     def take_ahead(self) -> Message | None:
         if not self._ahead:
             return None
-        self.taken = True
-        return self._ahead.popleft()
+        message = self._ahead.popleft()
+        if message["type"] == "http.request":
+            self.taken = True
+            self._read = 0
+            body = message.get("body", b"")
+            self._size -= len(body)
+            if type(body) is bytearray:
+                message = {**message, "body": bytes(body)}
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        return message
+
+    def take_to(self, place: Place) -> None:
+        """
+        Take what somebody has read.
+        """
+        self._find(place)
+        for _ in range(place.number):
+            self.take_ahead()
+        if place.begun and (message := self.take_ahead()) is not None:
+            rest = message.get("body", b"")[place.within :]
+            if rest:
+                self._ahead.appendleft({**message, "body": rest})
+                self._size += len(rest)
+        place.number = place.within = place.total = 0
+        place.begun = False
+
+    async def peek(self, place: Place) -> Message:
+        """
+        Give what comes next for somebody who has read up to *place*, and leave it there.
+        """
+        ahead = self._ahead
+        while True:
+            if self.taken:
+                raise _errors.request_body_taken()
+            self._find(place)
+            if place.number < len(ahead):
+                message = ahead[place.number]
+                if message["type"] != "http.request":
+                    return message
+                body = message.get("body", b"")
+                size = len(body)
+                if not place.begun or place.within < size:
+                    if place.within or type(body) is bytearray:
+                        message = {**message, "body": bytes(body[place.within :])}
+                    place.total += size - place.within
+                    place.within = size
+                    place.begun = True
+                    self._read = max(self._read, place.total)
+                    return message
+                if place.number + 1 < len(ahead) or not message.get("more_body", False):
+                    place.number += 1
+                    place.within = 0
+                    place.begun = False
+                    continue
+            await self._look()
+
+    def _find(self, place: Place) -> None:
+        if self._joined and not place.joined:
+            place.joined = True
+            place.number, place.within = 0, place.total
+
+    async def _look(self) -> None:
+        # One at a time: two that read the same body must not pull a message each.
+        turn = self._looking
+        pulls = self._pulls
+        await turn.wait()
+        if pulls != self._pulls:
+            return
+        turn.taken = True
+        try:
+            self._keep(await self._pull())
+            self._pulls += 1
+        finally:
+            turn.leave()
+
+    def _keep(self, message: Message) -> None:
+        ahead = self._ahead
+        if message["type"] == "http.request":
+            if self.complete:  # from a `receive` that was made for one body, and gives it again
+                return
+            body = message.get("body", b"")
+            size = len(body)
+            if not message.get("more_body", False):
+                self.complete = True
+            elif not size:
+                return
+            elif len(ahead) >= _MANY and size < _SMALL and type(body) is bytes:
+                last = ahead[-1]
+                before = last.get("body", b"")
+                if last["type"] == "http.request" and len(before) < _SMALL:
+                    if type(before) is not bytearray:
+                        before = bytearray(before)
+                        ahead[-1] = {**last, "body": before}
+                    before += body
+                    self._size += size
+                    return
+            self._size += size
+        ahead.append(message)
+
+    async def peek_latest(self) -> Message:
+        """
+        Read one message more ahead, and give the last one; nothing is pulled behind a disconnect.
+
+        As long as there is room: back-pressure is for those who want nothing but news, too.
+        """
+        ahead = self._ahead
+        if self.has_room() and not (ahead and ahead[-1]["type"] == "http.disconnect"):
+            await self._look()
+        return ahead[-1] if ahead else {}
+
+    def has_room(self) -> bool:
+        """
+        Whether there is little enough that has been read for no other reason than to see if the
+        client has left. Behind the end of a body there is nothing else to come.
+        """
+        return self.complete or self._size - self._read < LOOK_AHEAD
+
+    async def until_gone(self) -> Message:
+        """
+        Wait until the client has left; where there is no room, until something has been taken.
+        """
+        while (message := await self.peek_latest()).get("type") != "http.disconnect":
+            if not self.has_room():
+                if self._room is None:
+                    self._room = anyio.Event()
+                await self._room.wait()
+        return message
+
+    async def read(self, place: Place, max_size: int | None = None) -> bytes:
+        """
+        Read all of the body, and make one message of it, where those who are in it find their way.
+        """
+        while True:
+            message = await self.peek(place)
+            if message["type"] == "http.disconnect":
+                raise self.client_left()
+            if max_size is not None and place.total > max_size:
+                raise _errors.BodyTooLarge(max_size)
+            if not message.get("more_body", False):
+                break
+        first = self._ahead[0]
+        if first.get("more_body", False):
+            # Neither the parts nor a copy of the whole are there beside it.
+            whole = BytesIO()
+            more_body = True
+            while more_body:
+                message = self._ahead.popleft()
+                whole.write(as_bytes(message.get("body", b"")))
+                more_body = message.get("more_body", False)
+            self.put(whole.getvalue())
+        return as_bytes(self._ahead[0].get("body", b""))
+
+    def put(self, body: bytes) -> None:
+        """
+        Put a whole body in front of what comes.
+        """
+        self._ahead.appendleft({"type": "http.request", "body": body, "more_body": False})
+        self._size = len(body)
+        self._joined = self.complete = True
+
+    def client_left(self) -> ClientDisconnect:
+        """
+        Give what is raised where a layer waits for the body of a client that has left.
+
+        That is nobody's fault: the adapter drops it where nobody has handled it.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            return ClientDisconnect()
+        if exchange.disconnect is None:
+            exchange.disconnect = ClientDisconnect()
+        return exchange.disconnect
 
 
 class RequestChunks(AsyncIterator[bytes]):
@@ -145,9 +313,8 @@ class RequestChunks(AsyncIterator[bytes]):
 
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
-        self._read = 0
+        self._place = Place()
         self._ended = False
-        incoming.in_chunks = True
 
     def __aiter__(self) -> Self:
         return self
@@ -156,7 +323,7 @@ class RequestChunks(AsyncIterator[bytes]):
         while not self._ended:
             message = await self._next()
             if message["type"] == "http.disconnect":
-                raise ClientDisconnect
+                raise self._incoming.client_left()
             self._ended = not message.get("more_body", False)
             if body := as_bytes(message.get("body", b"")):
                 return body
@@ -166,11 +333,8 @@ class RequestChunks(AsyncIterator[bytes]):
         incoming = self._incoming
         transform = incoming.transform
         if transform is None:
-            self._read += 1
-            return await incoming.peek(self._read - 1)
-        while self._read:  # read before the transform was put in place
-            incoming.take_ahead()
-            self._read -= 1
+            return await incoming.peek(self._place)
+        incoming.take_to(self._place)  # read before the transform was put in place
         return (
             incoming.take_ahead()
             or await (transform.message() if transform.stepper else incoming.receive())

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _errors
 from ._body import (
     Incoming,
+    Place,
     RequestChunks,
     RequestStream,
     TransformedRequest,
@@ -68,8 +69,8 @@ class Connection(LayerRequest):
             self._incoming = exchange.incoming
         return self
 
-    # How many messages it has read by hand.
-    _position = 0
+    # How far it has read by hand.
+    _place: Place | None = None
 
     async def _receive(self) -> Message:  # pyrefly: ignore[bad-override-mutable-attribute]
         """
@@ -77,12 +78,10 @@ class Connection(LayerRequest):
         """
         incoming = self._open()
         if incoming.taken:
-            return await incoming.peek_latest()
-        incoming.in_chunks = True
-        message = await incoming.peek(self._position)
-        if message["type"] != "http.disconnect":
-            self._position += 1
-        return message
+            return await incoming.until_gone()
+        if self._place is None:
+            self._place = Place()
+        return await incoming.peek(self._place)
 
     async def _latest(self) -> Message:
         # What was read ahead stays for the inner app; news can only come behind it.
@@ -141,24 +140,13 @@ class Connection(LayerRequest):
             incoming = self._open()
             if max_size is not None and _content_length(self._view()) > max_size:
                 raise _errors.BodyTooLarge(max_size)
-            chunks: list[bytes] = []
-            size = count = 0
-            more_body = True
-            while more_body:
-                message = await incoming.peek(count)
-                if message["type"] == "http.disconnect":
-                    self._is_disconnected = True
-                    raise ClientDisconnect
-                count += 1
-                chunk = as_bytes(message.get("body", b""))
-                size += len(chunk)
-                if max_size is not None and size > max_size:
-                    raise _errors.BodyTooLarge(max_size)
-                chunks.append(chunk)
-                more_body = message.get("more_body", False)
-            body = b"".join(chunks)
-            self._position = incoming.join(count, body)
-            self._body = body
+            place = Place()
+            try:
+                self._body = await incoming.read(place, max_size)
+            except ClientDisconnect:
+                self._is_disconnected = True
+                raise
+            self._place = place
         if max_size is not None and len(self._body) > max_size:
             raise _errors.BodyTooLarge(max_size)
         return self._body
@@ -203,7 +191,7 @@ class Connection(LayerRequest):
         source = self._outgoing or self._open()
         transform = TransformedRequest(exchange.task, source, as_iterator(iterator))
         exchange.add_transform(transform)
-        self._send_inward(exchange, Incoming(transform.pull))
+        self._send_inward(exchange, Incoming(transform.pull, exchange))
         self._drop_headers(b"content-length")
 
     def replace_body(self, data: bytes | str) -> None:
@@ -231,7 +219,7 @@ class Connection(LayerRequest):
                     return message
 
         incoming = Incoming(pull)
-        incoming.join(0, body)
+        incoming.put(body)
         self._send_inward(exchange, incoming)
         self._drop_headers(b"content-encoding", b"transfer-encoding")
         self._put_header(b"content-length", b"%d" % len(body))

@@ -805,7 +805,7 @@ class Exchange(Outbound):
         The request as the server gives it, for those who read ahead.
         """
         if self._outermost is None:
-            self._outermost = Incoming(self.receive_from_server)
+            self._outermost = Incoming(self.receive_from_server, self)
             self._outermost.taken = self.body_taken
             if self.incoming is None:
                 self.send_inward(self._outermost)

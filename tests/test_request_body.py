@@ -7,11 +7,13 @@ The last tests hold that against random scripts of reads, with and without a cli
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
+import tracemalloc
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -28,6 +30,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from httpmw import BodyTooLarge, Connection, Flow, HTTPMiddleware, MiddlewareError
+from httpmw.compat import BaseHTTPMiddleware
 from tests.harness import Server, passing, request, stack
 
 Dispatch = Callable[[Connection], Flow]
@@ -373,7 +376,7 @@ async def test_client_that_leaves_while_a_layer_reads(fused: bool) -> None:
 
 
 async def test_disconnect_that_no_layer_handles_runs_no_app(fused: bool) -> None:
-    """A layer that lets `ClientDisconnect` out does not run the app."""
+    """What no layer handles is nobody's fault: the app is not run, and no error is logged."""
     runs = []
 
     async def reading(conn: Connection) -> Flow:
@@ -384,13 +387,332 @@ async def test_disconnect_that_no_layer_handles_runs_no_app(fused: bool) -> None
         runs.append(1)
 
     server = Server(method="POST")
-    with pytest.raises(ClientDisconnect):
-        await stack(app, nothing, reading, fused=fused)(
-            server.scope, half_a_body(server), server.send
-        )
+    await stack(app, nothing, reading, fused=fused)(server.scope, half_a_body(server), server.send)
 
     assert runs == []
     assert server.sent == []
+
+
+async def by_chunks(conn: Connection) -> None:
+    async for _ in conn.body_iterator:
+        pass
+
+
+@pytest.mark.parametrize("read", [by_body, by_stream, by_json, by_chunks])
+async def test_upload_that_breaks_off_reaches_outer_layers(
+    read: Callable[[Any], Any], fused: bool
+) -> None:
+    """As `ClientDisconnect` at their yield; one that does not handle it raises nothing either."""
+    seen = []
+
+    async def outer(conn: Connection) -> Flow:
+        try:
+            yield
+        except ClientDisconnect as error:
+            seen.append(error)
+            raise
+
+    async def reading(conn: Connection) -> Flow:
+        await read(conn)
+        yield
+
+    server = Server(method="POST")
+    layered = stack(ignore, outer, reading, fused=fused)
+    await layered(server.scope, half_a_body(server), server.send)
+
+    assert len(seen) == 1
+    assert server.sent == []
+
+
+async def test_client_disconnect_of_the_apps_own_is_raised(fused: bool) -> None:
+    """What the app makes of it is not the layer's business."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+
+    server = Server(method="POST")
+    with pytest.raises(ClientDisconnect):
+        await stack(app, nothing, nothing, fused=fused)(
+            server.scope, half_a_body(server), server.send
+        )
+
+
+async def test_upload_that_breaks_off_may_be_answered(fused: bool) -> None:
+    """A layer that handles it goes on as it likes."""
+
+    async def reading(conn: Connection) -> Flow:
+        try:
+            await conn.body()
+        except ClientDisconnect:
+            yield PlainTextResponse("gone", 400)
+
+    server = Server(method="POST")
+    layered = stack(ignore, nothing, reading, fused=fused)
+    await layered(server.scope, half_a_body(server), server.send)
+
+    assert server.status == 400
+
+
+# -- what is kept ----------------------------------------------------------------------------
+
+
+class Sizes:
+    """A `receive` that gives messages of these sizes, the last one without content."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self.sizes = [*sizes]
+        self.bytes = sum(self.sizes)
+        self._left = iter(self.sizes)
+        self.given = 0
+
+    async def __call__(self) -> Message:
+        for size in self._left:
+            self.given += size
+            return {"type": "http.request", "body": b"%d" % (size % 10) * size, "more_body": True}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def drain(scope: Scope, receive: Receive, send: Send) -> None:
+    """Take all of the body, and answer with how much it was."""
+    size = 0
+    more_body = True
+    while more_body:
+        message = await receive()
+        size += len(message["body"])
+        more_body = message["more_body"]
+    await PlainTextResponse(str(size))(scope, receive, send)
+
+
+async def to_the_end(conn: Connection) -> None:
+    async with aclosing(conn.stream()) as stream:
+        async for _ in stream:
+            pass
+
+
+async def half_and_then_all(conn: Connection) -> None:
+    async with aclosing(conn.stream()) as stream:
+        left = 100
+        async for _ in stream:
+            left -= 1
+            if not left:
+                break
+    await conn.body()
+
+
+SHAPES = {
+    "nothing": [0] * 10_000,
+    "one byte": [1] * 20_000,
+    "one byte among nothing": [0, 0, 0, 1] * 5_000,
+    "small": [100] * 5_000,
+    "small and large": [1, 5_000] * 300,
+    "large and small": [9_000, 4_000, 1] * 100,
+    "large": [65_536] * 20,
+    "one": [1_000_000],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("read", [by_body, to_the_end, by_chunks, half_and_then_all])
+async def test_memory_of_a_body_that_is_read(read: Callable[[Any], Any], shape: str) -> None:
+    """It is at most twice the bytes and 64 KiB, whatever the sizes of the messages."""
+    receive = Sizes(SHAPES[shape])
+
+    async def reading(conn: Connection) -> Flow:
+        await read(conn)
+        yield
+
+    server = Server(method="POST")
+    layered = stack(drain, reading, fused=True)
+    await layered(Server(method="POST").scope, Sizes([1] * 200), Server().send)  # what is made once
+    gc.collect()
+    tracemalloc.start()
+    try:
+        await layered(server.scope, receive, server.send)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert server.body == b"%d" % receive.bytes
+    assert peak <= 2 * receive.bytes + 64 * 1024
+
+
+async def test_messages_that_were_joined_are_whole() -> None:
+    """For the app and for those who read at the same time, from the beginning or the middle."""
+    sizes = [1, 0, 2, 3, 5000, 7] * 100
+    expected = b"".join([b"%d" % (size % 10) * size for size in sizes])
+    got: list[bytes] = []
+
+    async def stream(conn: Connection) -> None:
+        got.append(await by_stream(conn))
+
+    async def body(conn: Connection) -> None:
+        got.append(await conn.body())
+
+    async def by_hand(conn: Connection) -> None:
+        parts = []
+        more_body = True
+        while more_body:
+            message = await conn.receive()
+            parts.append(message["body"])
+            more_body = message["more_body"]
+            await anyio.lowlevel.checkpoint()
+        got.append(b"".join(parts))
+
+    async def reading(conn: Connection) -> Flow:
+        async with anyio.create_task_group() as group:
+            for read in (by_hand, stream, stream):
+                group.start_soon(read, conn)
+        async with anyio.create_task_group() as group:
+            for read in (body, stream, body):
+                group.start_soon(read, conn)
+        yield
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append(await Request(scope, receive).body())
+        await ignore(scope, receive, send)
+
+    await stack(app, reading, fused=True)(Server().scope, Sizes(sizes), Server().send)
+
+    assert got == [expected] * 7
+
+
+async def test_rest_of_joined_messages_is_transformed() -> None:
+    """What was read before the transform was put in place is not in it."""
+    sizes = [1, 2, 3] * 100
+    expected = b"".join([b"%d" % size * size for size in sizes])
+
+    async def dropping(conn: Connection) -> Flow:
+        chunks = conn.body_iterator
+        size = 0
+        for _ in range(250):
+            size += len(await anext(chunks))
+
+        async def rest() -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                yield chunk
+
+        conn.body_iterator = rest()
+        assert size < len(expected)
+        conn.state.read = size
+        yield
+
+    got = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append(await Request(scope, receive).body())
+        await ignore(scope, receive, send)
+
+    server = Server()
+    await stack(app, dropping, fused=True)(server.scope, Sizes(sizes), server.send)
+
+    assert got == [expected[server.scope["state"]["read"] :]]
+
+
+async def test_few_messages_keep_their_boundaries(fused: bool) -> None:
+    """What a layer reads of them in parts reaches the app in the same parts."""
+    sizes = [1, 2, 3] * 20
+    got = []
+
+    async def reading(conn: Connection) -> Flow:
+        await to_the_end(conn)
+        yield
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.extend([len((await receive())["body"]) for _ in [*sizes, 0]])
+        await ignore(scope, receive, send)
+
+    await stack(app, reading, fused=fused)(Server().scope, Sizes(sizes), Server().send)
+
+    assert got == [*sizes, 0]
+
+
+# -- is the client still there? --------------------------------------------------------------
+
+
+async def ask_often(conn: Any, *, times: int = 1_000) -> set[bool]:
+    return {await conn.is_disconnected() for _ in range(times)}
+
+
+async def asking(conn: Connection) -> Flow:
+    assert await ask_often(conn) == {False}
+    yield
+
+
+async def asking_afterwards(conn: Connection) -> Flow:
+    yield
+    assert await ask_often(conn) == {False}
+
+
+async def asking_and_reading(conn: Connection) -> Flow:
+    async with aclosing(conn.stream()) as stream:
+        for _ in range(10):
+            await anext(stream)
+            await ask_often(conn, times=100)
+    yield
+
+
+async def asking_dispatch(request: Request, call_next: Any) -> Response:
+    assert await ask_often(request) == {False}
+    response: Response = await call_next(request)
+    return response
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 65_536])
+@pytest.mark.parametrize(
+    ("layer", "read"), [(asking, 0), (asking_afterwards, 0), (asking_and_reading, 10)]
+)
+async def test_asking_often_leaves_an_upload_where_it_is(
+    layer: Dispatch, read: int, size: int, fused: bool
+) -> None:
+    """At most 64 KiB and a message are taken beyond what is read: back-pressure stays."""
+    receive = Sizes([size] * 100_000)
+
+    await stack(ignore, layer, nothing, fused=fused)(Server().scope, receive, Server().send)
+
+    assert receive.given < 64 * 1024 + (read + 1) * size
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 65_536])
+async def test_asking_often_in_a_dispatch_function(size: int) -> None:
+    """The same holds in `call_next` style."""
+    receive = Sizes([size] * 100_000)
+
+    layered = BaseHTTPMiddleware(ignore, dispatch=asking_dispatch)
+    await layered(Server().scope, receive, Server().send)
+
+    assert receive.given < 64 * 1024 + size
+
+
+async def test_app_gets_what_was_looked_at(fused: bool) -> None:
+    """All of it, and in order."""
+    receive = Sizes([1, 2, 3, 0, 4, 50_000, 6] * 10)
+    server = Server()
+
+    await stack(drain, asking, asking, fused=fused)(server.scope, receive, server.send)
+
+    assert server.body == b"%d" % receive.bytes
+
+
+async def test_client_that_left_is_found_behind_a_long_body(fused: bool) -> None:
+    """Once the end of the body has come there is no bound."""
+    seen = []
+
+    async def look(conn: Connection) -> Flow:
+        await conn.body()
+        seen.append([await conn.is_disconnected() for _ in range(3)])
+        yield
+
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"x" * 200_000, "more_body": True},
+        {"type": "http.request", "body": b"y" * 200_000, "more_body": False},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    await stack(ignore, look, look, fused=fused)(Server().scope, receive, Server().send)
+
+    assert seen == [[True, True, True]] * 2
 
 
 # -- body(max_size=) -------------------------------------------------------------------------
