@@ -26,8 +26,9 @@ The one annotation under which a bare `yield` and `yield response` both type-che
 `response` in `response = yield` is an `AppResponse`.
 """
 
-Dispatch: TypeAlias = Callable[[Connection], AsyncGenerator[Any, AppResponse] | None]
-Predicate: TypeAlias = Callable[[Connection], bool]
+# `Any`: whatever type a function says that the state has.
+Dispatch: TypeAlias = Callable[[Connection[Any]], AsyncGenerator[Any, AppResponse] | None]
+Predicate: TypeAlias = Callable[[Connection[Any]], bool]
 
 
 class HTTPMiddleware(Adapter):
@@ -89,7 +90,7 @@ class HTTPMiddleware(Adapter):
             raise _errors.assigned_dispatch(type(self), value)
         super().__setattr__(name, value)
 
-    def dispatch(self, conn: Connection, /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
+    def dispatch(self, conn: Connection[Any], /) -> AsyncGenerator[Any, AppResponse] | None:  # noqa: ARG002
         """
         Override this in a subclass, as `async def` with a `yield`.
 

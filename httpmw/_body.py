@@ -244,8 +244,9 @@ class Incoming:
 
     def has_room(self) -> bool:
         """
-        Whether there is little enough that has been read for no other reason than to see if the
-        client has left. Behind the end of a body there is nothing else to come.
+        Whether it may be read further for no other reason than to see if the client has left.
+
+        Behind the end of a body nothing else is to come.
         """
         return self.complete or self._size - self._read < LOOK_AHEAD
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------- the request
 
 
-class CachedRequest(LayerRequest):
+class CachedRequest(LayerRequest[Any]):
     # The request as a dispatch function gets it. What it takes of the body is gone for the inner
     # app, as with Starlette, unless it was read whole by `body()`.
 
@@ -53,7 +53,7 @@ class CachedRequest(LayerRequest):
     # Whether the dispatch function has had a hand in the body.
     _taken = False
 
-    def as_conn(self) -> Connection:
+    def as_conn(self) -> Connection[Any]:
         """
         Give the same request to somebody who may look ahead, but not take.
         """

@@ -18,22 +18,25 @@ from ._body import (
     as_iterator,
 )
 from ._limit import Limit
-from ._scope import LayerRequest
+from ._scope import LayerRequest, StateT
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from ._exchange import Exchange
 
 __all__ = ["Connection"]
 
 
-class Connection(LayerRequest):
+class Connection(LayerRequest[StateT]):
     """
     The request, as a middleware function gets it: a `starlette.requests.Request`.
 
     Everything that `Request` has works here. What is read of the body before the yield is still
     delivered to the inner app. What is changed before the yield, of `conn.scope`, of the headers or
     of the body, is seen further in and by nobody else: not by the layers further out, nor by the
-    server. What is for those outside goes into `conn.state`.
+    server. What is for those outside goes into `conn.state`, whose type may be named as with
+    Starlette's requests: `conn: Connection[MyState]`.
 
     Args:
         scope: The ASGI scope of an HTTP request.
@@ -57,7 +60,7 @@ class Connection(LayerRequest):
         super().__init__(scope, receive, send)
 
     @classmethod
-    def _of(cls, exchange: Exchange, scope: Scope) -> Connection:
+    def _of(cls, exchange: Exchange, scope: Scope) -> Self:
         """
         The connection of one layer of *exchange*, which was given *scope*.
         """
@@ -293,7 +296,7 @@ class Connection(LayerRequest):
         self._before_the_yield(what)
 
 
-class Received(Connection):
+class Received(Connection[Any]):
     # As each layer of each request gets one: to be initialised would cost it about as much again.
 
     __init__ = object.__init__

@@ -120,17 +120,18 @@ class AppResponse(Response):
 
     # Where Starlette has a property: it would be looked up in every layer.
     headers: MutableHeaders = cast(MutableHeaders, None)
-    _outbound: Outbound
     _message: Message
+    if TYPE_CHECKING:  # `typing.get_type_hints` would not find the names
+        _outbound: Outbound
+        # The dispatch function in `call_next` style that it was given to: to that, `body_iterator`
+        # is one iterator, as in Starlette, and to a middleware function a new one each time.
+        _reader: DispatchFlow
 
     # What only some responses come to. The first two are set in every layer of some stacks, where a
     # default in the class would make that dearer (from Python 3.12 on).
 
     # The headers as this layer received them, where they are not those of the message.
     _received: list[tuple[bytes, bytes]]
-    # The dispatch function in `call_next` style that it was given to: to that, `body_iterator` is
-    # one iterator, as in Starlette, and to a middleware function a new one each time.
-    _reader: DispatchFlow
     _chunks: ResponseChunks | None = None
     _background: BackgroundTask | None = None
     # None as long as nobody has asked for the body: it is still to come from the source.

@@ -18,7 +18,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -28,8 +29,16 @@ from starlette.types import Scope
 
 from . import _errors
 
+if sys.version_info >= (3, 13):
+    from typing import TypeVar
+else:
+    from typing_extensions import TypeVar
+
 if TYPE_CHECKING:
     from ._exchange import Exchange
+
+# As in `starlette.requests`, which has it from 0.52 on.
+StateT = TypeVar("StateT", bound=Mapping[str, Any] | State, default=State)
 
 _MISSING: Final = object()
 
@@ -67,11 +76,13 @@ _READ: Final = ("_headers", "_cookies", "_url", "_base_url", "_query_params", "_
 _READ_OF_HEADERS: Final = _READ[1:4]
 
 
-class LayerRequest(Request):
+class LayerRequest(Request[StateT]):
     # The request of one layer.
 
+    if TYPE_CHECKING:  # `typing.get_type_hints` would not find the name
+        _exchange: Exchange | None
     # None where it was made by hand: then the scope is the one that it was made with.
-    _exchange: Exchange | None = None
+    _exchange = None
     _given: Scope
     _own: Scope | None = None
     # What goes inward in place of the own; for a dispatch function that passes another request.
@@ -217,14 +228,14 @@ class LayerRequest(Request):
         return None if client is None else Address(*client)
 
     @property
-    def state(self) -> Any:
+    def state(self) -> StateT:
         state: State | None = self.__dict__.get("_state")
         if state is None:
             # It is for all to share, whoever makes it.
             shared = self._given.setdefault("state", {})
             own = self._own
             state = self._state = State(shared if own is None else own.setdefault("state", shared))
-        return state
+        return cast(StateT, state)
 
 
 def _copy_of(scope: Scope) -> Scope:
@@ -305,7 +316,7 @@ class Inward:
             own.pop(key, None)
 
 
-def inward_of(conn: LayerRequest, depth: int) -> Inward | None:
+def inward_of(conn: LayerRequest[Any], depth: int) -> Inward | None:
     """
     Give what a layer hands inward in place of what it was given; None where it is the same.
 

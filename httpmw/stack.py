@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,11 +25,11 @@ from ._chain import Layer, Slot, Target, chain, draw, find, make
 from ._exchange import RoutesWithin
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from starlette.applications import Starlette
 
     from ._installed import Installation
+else:
+    Starlette = Any  # for `typing.get_type_hints`; to import it takes longer than all of httpmw
 
 __all__ = ["Layers", "MiddlewareStack"]
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from functools import partial
-from typing import Literal, assert_type
+from typing import Literal, TypedDict, assert_type
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import MutableHeaders, State
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
 from httpmw import (
     AppResponse,
@@ -40,6 +41,39 @@ async def bare_yield(conn: Connection) -> Flow:
 
 
 async def yield_alone(conn: Connection) -> Flow:
+    yield
+
+
+class MyState(TypedDict):
+    tenant: str
+
+
+async def typed_state(conn: Connection[MyState]) -> Flow:
+    assert_type(conn.state, MyState)
+    assert_type(conn.state["tenant"], str)
+    yield
+
+
+async def untyped_state(conn: Connection) -> Flow:
+    assert_type(conn.state, State)
+    conn.state.tenant = "a"
+    yield
+
+
+class TypedState(HTTPMiddleware):
+    @override
+    async def dispatch(self, conn: Connection[MyState]) -> Flow:
+        yield
+
+
+Middleware(HTTPMiddleware, dispatch=typed_state, when=lambda conn: conn.method == "GET")
+
+
+async def request_headers(conn: Connection) -> Flow:
+    conn.set_header("x-tenant", conn.headers["host"])
+    conn.delete_header("authorization")
+    conn.scope["path"] = "/new"
+    conn.scope = {**conn.scope, "method": "GET"}
     yield
 
 

@@ -17,7 +17,7 @@ from httpmw._adapter import layer_of
 from httpmw._connection import Received
 from httpmw._exchange import layers_of
 
-Dispatch: TypeAlias = Callable[[Connection], AsyncGenerator[Any, AppResponse] | None]
+Dispatch: TypeAlias = Callable[[Connection[Any]], AsyncGenerator[Any, AppResponse] | None]
 Factory: TypeAlias = Callable[..., ASGIApp]
 
 AnyMiddleware: TypeAlias = Dispatch | Factory | Middleware | HTTPMiddleware
