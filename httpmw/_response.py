@@ -26,10 +26,10 @@ from ._body import (
 )
 from ._handlers import is_plain_callable
 from ._layout import lay_out
+from ._observe import Callback, Observer
 
 if TYPE_CHECKING:
     from ._call_next import DispatchFlow
-    from ._observe import Callback, Observer
     from ._travel import Outbound
 
 __all__ = ["AppResponse", "Outcome"]
