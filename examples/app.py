@@ -119,7 +119,7 @@ async def place(order: Order) -> dict[str, str]:
 
 
 def members_area(conn: Connection) -> bool:
-    path: str = conn.scope["path"]
+    path: str = conn["path"]
     return path.startswith("/members")
 
 

@@ -50,7 +50,7 @@ from ._errors import NoResponseError
 from ._layout import lay_out
 from ._observe import Observer
 from ._response import AppResponse, Outcome, is_framed
-from ._scope import LayerRequest, hand_outward, inward_of
+from ._scope import Inward, LayerRequest, handing_outward, inward_of
 from ._travel import (
     COUNTED,
     INWARD,
@@ -147,6 +147,7 @@ class Adapter:
             await app(scope, receive, send)
             return
 
+        given = scope
         # An `__init__` would cost as much again as all of this.
         exchange = Exchange()
         exchange.app = app
@@ -251,16 +252,18 @@ class Adapter:
                     return
                 else:
                     exchange.state = WAITING
+                    inner = exchange.app
+                    if scope is not given:
+                        inner = handing_outward(inner, exchange.inwards)
                     try:
-                        await exchange.app(exchange.scope, exchange.receive, exchange.send)
+                        await inner(scope, exchange.receive, exchange.send)
                     except GeneratorExit:
                         raise
                     except BaseException as exc:
                         failure = exc
                     else:
-                        if exchange.state is PASSING and exchange.plain and not exchange.inwards:
+                        if exchange.state is PASSING and exchange.plain:
                             return
-                    hand_outward(exchange.inwards)
                     ended = exchange.state
                     if ended is not PASSING and (ended is not COUNTED or exchange.taken):
                         failure = await exchange.finish(exchange.source, failure)
@@ -324,6 +327,8 @@ class Exchange(Outbound):
     around: Callable[[ASGIApp], ASGIApp] | None = None
     # Where the next layer inward gets the request from; None: straight from the server.
     incoming: Incoming | None = None
+    # What layers have changed of the scope, the outermost first.
+    inwards: Sequence[Inward] = ()
     # The inner app, where something of ours is around it.
     enclosed: ASGIApp | None = None
     # See the rules above; the innermost first.
@@ -754,7 +759,6 @@ class Exchange(Outbound):
         """
         if self.on_hold is not None:
             self.on_hold.close()
-        hand_outward(self.inwards)
         self.complicate()
         flows = [tail.flow for tail in self.tails if tail.flow is not None]
         flows += reversed(self.waiting)

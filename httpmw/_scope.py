@@ -19,13 +19,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, MutableMapping, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.datastructures import URL, Address, Headers, QueryParams, State
 from starlette.requests import Request
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _errors
 
@@ -71,6 +71,12 @@ _CONTAINERS: Final = (
     "server",
     "subprotocols",
 )
+_ANSWERS: Final = frozenset({
+    "http.response.start",
+    "websocket.accept",
+    "websocket.close",
+    "websocket.http.response.start",
+})  # fmt: skip
 # What a request has read of its scope and keeps.
 _READ: Final = ("_headers", "_cookies", "_url", "_base_url", "_query_params", "_state")
 _READ_OF_HEADERS: Final = _READ[1:4]
@@ -113,8 +119,8 @@ class LayerRequest(Request[StateT]):
             own = self._own = _copy_of(self._given)
             self._touched = True
             self._known = {**own}
-            if self._headers is not None:  # they are a copy already, and may have been edited
-                own["headers"] = self._headers._list
+            if self._headers is not None:
+                self._headers._list = own["headers"]
         elif not self._touched and (known := self._known) is not None:
             for key, value in self._given.items():
                 if known.get(key, _MISSING) is not value:
@@ -202,12 +208,7 @@ class LayerRequest(Request[StateT]):
         headers: Headers | None = self._headers
         if headers is None:
             headers = self._headers = object.__new__(Headers)  # `Headers(raw=...)`, without checks
-            if self._own is None:
-                # There is code that edits the list of Starlette's headers in place.
-                headers._list = [*_headers_of(self._given)]
-                self._touched = True
-            else:
-                headers._list = _headers_of(self.scope)
+            headers._list = _headers_of(self._given if self._own is None else self.scope)
         return headers
 
     @property
@@ -326,13 +327,8 @@ def inward_of(conn: LayerRequest[Any], depth: int) -> Inward | None:
     given, own, other = conn._given, conn._own, conn._other
     if other is not None:
         own, conn._other = other, None
-    if own is None:
-        if conn._headers is None or conn._headers._list == given["headers"]:
-            return None
-        own = conn.scope
-        conn._touched = False
-        conn._known = None
-    elif (known := conn._known) is not None:
+    assert own is not None
+    if (known := conn._known) is not None:
         conn._known = None
         # As in `_are_same()`, but for the lists that were copied.
         if all(map(is_, own.values(), known.values())) and own == given:
@@ -352,9 +348,24 @@ def inward_of(conn: LayerRequest[Any], depth: int) -> Inward | None:
     return None
 
 
-def hand_outward(inwards: Sequence[Inward]) -> None:
+def handing_outward(app: ASGIApp, inwards: Sequence[Inward]) -> ASGIApp:
     """
-    Hand outward what the inner app has written so far, through all layers that have changed it.
+    Hand outward what *app* has written into its scope when it answers, and when it has ended.
     """
-    for inward in reversed(inwards):
-        inward.hand_outward()
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        def send_on(message: Message) -> Awaitable[None]:
+            if message["type"] in _ANSWERS:
+                hand_outward()
+            return send(message)
+
+        def hand_outward() -> None:
+            for inward in reversed(inwards):
+                inward.hand_outward()
+
+        try:
+            await app(scope, receive, send_on)
+        finally:
+            hand_outward()
+
+    return run

@@ -49,7 +49,6 @@ from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._observe import Callback, Observer, outcome_of
 from ._response import AppResponse, Headers, frame_nothing, framed, is_framed, received
-from ._scope import Inward, hand_outward
 
 if TYPE_CHECKING:
     from ._exchange import AnyFlow, Exchange, Tail
@@ -140,8 +139,6 @@ class Outbound(Driven):
     _astray = False
     # Whether the travel has sent a start.
     _started = False
-    # What layers have changed of the scope, the outermost first.
-    inwards: Sequence[Inward] = ()
 
     @property
     def exchange(self) -> Exchange:
@@ -327,8 +324,6 @@ class Outbound(Driven):
         if self.state is not WAITING:  # another one came first
             await self._send(message)
             return
-        if self.inwards:
-            hand_outward(self.inwards)
         # As in `received()`, without the calls.
         try:
             given = message["headers"]
@@ -781,7 +776,6 @@ class Replacement(Outbound):
         self._exchange = exchange
         # As the layer hands it inward that gives the response.
         self.scope = exchange.scope_of_answers(len(exchange.waiting))
-        self.inwards = exchange.inwards
         self.giver = giver
         self.task = exchange.task
         self.state = WAITING

@@ -50,10 +50,12 @@ from docs_src.recipes import (
     error_pages,
     etag,
     gunzip_upload,
+    head_as_get,
     log_bodies,
     placing_fastapi,
     placing_starlette,
     problem_details,
+    request_headers,
     request_id,
     retry_route,
     rewrite_html,
@@ -933,6 +935,40 @@ async def test_gzipped_upload_is_unpacked_on_the_way(app_with):
     result = await run(app=app, method="POST", headers=GZIP, body=[packed[:100], packed[100:]])
 
     assert result.body == data
+
+
+async def test_application_is_told_who_asks(app_with):
+    """By the layer alone: what the client says of it, and its secret, stay outside."""
+
+    async def find(authorization: str) -> str | None:
+        return "ann" if authorization == "Bearer secret" else None
+
+    async def headers(request: Request) -> Response:
+        names = ("x-user", "authorization", "x-other")
+        return JSONResponse({name: request.headers.getlist(name) for name in names})
+
+    app = app_with({"/": headers}, request_headers.identified(find))
+    forged = [("x-user", "bob"), ("x-other", "1"), ("x-user", "eve"), ("x-other", "2")]
+
+    known = await run(app=app, headers=[*forged, ("authorization", "Bearer secret")])
+    unknown = await run(app=app, headers=[*forged, ("authorization", "Bearer guess")])
+
+    assert known.json() == {"x-user": ["ann"], "authorization": [], "x-other": ["1", "2"]}
+    assert unknown.json() == {"x-user": [], "authorization": [], "x-other": ["1", "2"]}
+
+
+async def test_head_is_answered_by_get_routes():
+    """With the headers of the GET; without the layer FastAPI answers 405."""
+    app = FastAPI()
+    app.add_api_route("/", lambda: {"a": 1}, methods=["GET"])
+
+    refused = await run(app=app, method="HEAD")
+    result = await run(head_as_get.head_as_get, app=app, method="HEAD")
+    got = await run(head_as_get.head_as_get, app=app, method="GET")
+
+    assert refused.status == 405
+    assert (result.status, result.headers) == (200, got.headers)
+    assert result.headers["content-length"] == "7"
 
 
 async def test_plain_upload_passes(app_with):

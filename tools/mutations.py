@@ -24,9 +24,9 @@ class Mutation(NamedTuple):
     equivalent: str = ""
 
 
-EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE = (
+EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE, SCOPE = (
     f"httpmw/_{name}.py"
-    for name in ("exchange", "travel", "body", "drive", "context", "response", "observe")
+    for name in ("exchange", "travel", "body", "drive", "context", "response", "observe", "scope")
 )
 
 MUTATIONS = [
@@ -440,30 +440,103 @@ MUTATIONS = [
     Mutation(
         "who looks at a message takes it",
         BODY,
-        "return self._ahead[position]",
-        "return self._ahead.popleft()",
+        "message = ahead[place.number]",
+        "message = ahead.popleft()",
         tests="tests/test_request_body.py::test_body_is_read_by_layers_and_by_the_app",
     ),
     Mutation(
         "two that read a request body pull a message each",
         BODY,
         """        await turn.wait()
+        if pulls != self._pulls:
+            return
         turn.taken = True
-        try:
-            while len(self._ahead) < count:""",
+""",
         """        turn.taken = True
-        try:
-            while len(self._ahead) < count:""",
+""",
         tests="tests/test_mutations.py::test_two_tasks_read_the_request_body",
     ),
     Mutation(
         "a joined body comes twice",
         BODY,
-        """        for _ in range(count):
-            self._ahead.popleft()""",
-        """        for _ in range(count - 1):
-            self._ahead.popleft()""",
-        tests="tests/test_connection.py::test_disconnect_stays_seen",
+        "            self.put(whole.getvalue())",
+        """            self.put(whole.getvalue())
+            self.put(whole.getvalue())""",
+        tests="tests/test_request_body.py::test_client_that_left_is_found_behind_a_long_body",
+    ),
+    Mutation(
+        "messages without content are kept",
+        BODY,
+        """            elif not size:
+                return
+""",
+        """            elif not size:
+                pass
+""",
+        tests="tests/test_request_body.py::test_memory_of_a_body_that_is_read",
+    ),
+    Mutation(
+        "small messages are not joined",
+        BODY,
+        "elif len(ahead) >= _MANY and size < _SMALL and",
+        "elif len(ahead) < 0 and",
+        tests="tests/test_request_body.py::test_memory_of_a_body_that_is_read",
+    ),
+    Mutation(
+        "who asks whether the client is there takes its upload without end",
+        BODY,
+        "return self.complete or self._size - self._read < LOOK_AHEAD",
+        "return True",
+        tests="tests/test_request_body.py::test_asking_often_leaves_an_upload_where_it_is",
+    ),
+    Mutation(
+        "an upload that breaks off is an error of the layer",
+        BODY,
+        "            exchange.disconnect = ClientDisconnect()\n",
+        "            return ClientDisconnect()\n",
+        tests="tests/test_request_body.py::test_disconnect_that_no_layer_handles_runs_no_app",
+    ),
+    # What a layer changes is seen inward only.
+    Mutation(
+        "a layer changes the scope that it was given",
+        SCOPE,
+        """            own = self._own = _copy_of(self._given)
+            self._touched = True
+""",
+        """            own = self._own = self._given
+            self._touched = True
+""",
+        tests="tests/test_scope.py::test_changes_are_seen_further_in_and_nowhere_else",
+    ),
+    Mutation(
+        "the app writes into the scope that the layer holds",
+        SCOPE,
+        "self.scope = scope = {**own}",
+        "self.scope = scope = own",
+        tests="tests/test_scope.py::test_scope_that_is_held_over_the_yield_is_the_layers_own",
+    ),
+    Mutation(
+        "what the app writes is not handed outward",
+        SCOPE,
+        "            given[key] = own[key] = value\n",
+        "            own[key] = value\n",
+        tests="tests/test_scope.py::test_what_the_app_writes_is_outside_at_the_start",
+    ),
+    Mutation(
+        "what the app writes is handed outward at the end only",
+        SCOPE,
+        """            if message["type"] in _ANSWERS:
+                hand_outward()
+""",
+        "",
+        tests="tests/test_scope.py::test_what_the_app_writes_is_outside_at_the_start",
+    ),
+    Mutation(
+        "what a layer has set is handed outward when the app changes it",
+        SCOPE,
+        "if value is changed[key] or key in _OF_THE_REQUEST:",
+        "if value is changed[key]:",
+        tests="tests/test_scope.py::test_root_path_that_a_layer_has_set_stays_inside",
     ),
     Mutation(
         "two may pull from a transform at a time",

@@ -13,7 +13,7 @@ def under(*prefixes: str) -> Condition:
     Whether the path is one of *prefixes*, or below one.
     """
     below = tuple(f"{prefix}/" for prefix in prefixes)
-    return lambda conn: f"{conn.scope['path']}/".startswith(below)
+    return lambda conn: f"{conn['path']}/".startswith(below)
 
 
 def either(*conditions: Condition) -> Condition:

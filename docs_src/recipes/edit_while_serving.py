@@ -8,7 +8,7 @@ stack = MiddlewareStack.install(app)
 
 
 async def maintenance(conn: Connection) -> Flow:
-    if conn.scope["path"].startswith("/admin/"):
+    if conn["path"].startswith("/admin/"):
         yield
         return
     yield PlainTextResponse("back soon", 503, headers={"retry-after": "600"})

@@ -1,7 +1,6 @@
 import zlib
 from collections.abc import AsyncIterator
 
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
 from httpmw import Connection, Flow
@@ -38,5 +37,5 @@ async def gunzip_upload(conn: Connection) -> Flow:
     # RFC 9110 section 8.4.1.3: the second is an old name for the first.
     if conn.headers.get("content-encoding", "").lower() in ("gzip", "x-gzip"):
         conn.body_iterator = gunzipped(conn.body_iterator)
-        del MutableHeaders(scope=conn.scope)["content-encoding"]
+        conn.delete_header("content-encoding")
     yield

@@ -9,12 +9,12 @@ def route_template(conn: Connection) -> str:
 
     What matches no route is "unmatched": its paths are without number.
     """
-    route = conn.scope.get("route")
-    root_path: str = conn.scope.get("root_path", "").rstrip("/")
+    route = conn.get("route")
+    root_path: str = conn.get("root_path", "").rstrip("/")
     if route is None or isinstance(route, Mount):
         return f"{root_path}/*" if root_path else "unmatched"
     # FastAPI may keep an included route as it was declared, and here what
     # `include_router(prefix=...)` makes of it.
-    included = conn.scope.get("fastapi", {}).get("effective_route_context")
+    included = conn.get("fastapi", {}).get("effective_route_context")
     path: str = getattr(included, "path_format", None) or route.path_format
     return root_path + path

@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 from a2wsgi import WSGIMiddleware
+from fastapi import FastAPI
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -36,6 +37,7 @@ from starlette.responses import (
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from docs_src.recipes.head_as_get import head_as_get
 from httpmw import Connection, Flow, HTTPMiddleware
 from httpmw.compat import BaseHTTPMiddleware, RequestResponseEndpoint
 from tests.harness import PassThrough
@@ -450,6 +452,27 @@ def build(*, fused: bool) -> ASGIApp:
     )
 
 
+def gets_only() -> ASGIApp:
+    """Return an application whose routes know GET only, and answer HEAD all the same."""
+    app = FastAPI()
+    app.add_middleware(HTTPMiddleware, dispatch=head_as_get)
+    app.add_middleware(PassThrough)
+
+    @app.get("/plain")
+    async def plain() -> Response:
+        return PlainTextResponse(PLAIN)
+
+    @app.get("/stream")
+    async def stream() -> Response:
+        return StreamingResponse(iter(CHUNKS))
+
+    @app.get("/file")
+    async def file() -> Response:
+        return FileResponse(FILE)
+
+    return app
+
+
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
     yield {"started": True}
@@ -472,6 +495,7 @@ app = HTTPMiddleware(
             Route("/ledger/{id}", read_ledger),
             Route("/notes/{id}", read_notes),
             Route("/release/{id}", release),
+            Mount("/head", gets_only()),
             Mount("/fused", build(fused=True)),
             Mount("/nested", build(fused=False)),
         ],

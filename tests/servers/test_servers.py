@@ -11,8 +11,10 @@ import httpx2
 import pytest
 import starlette._utils
 
+from tests import wire
 from tests.servers.apps import CHUNKS, FILE, FILE_SIZE, PLAIN, digest
 from tests.servers.conftest import Server, eventually
+from tests.wire import get, post
 
 STREAM = b"".join(CHUNKS)
 UPLOAD = bytes(range(256)) * 4096  # one MiB
@@ -79,6 +81,42 @@ def test_streamed_response(ask: Ask) -> None:
     notes = ask.ledger()
     assert notes["outcome"] == "completed"
     assert notes["bytes_sent"] == len(STREAM)
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_head_answered_by_get_routes(server: Server, pipelined: bool) -> None:
+    """A HEAD has no body, so that the next response on the connection is read as it is."""
+    requests = [
+        get(f"/head{path}", method=method)
+        for path in ("/plain", "/stream", "/file")
+        for method in ("HEAD", "GET", "HEAD", "GET")
+    ]
+    if pipelined and server.kind.module == "hypercorn":
+        pytest.skip("hypercorn does not answer pipelined requests in order")
+
+    answers = wire.ask(server.address, *requests, pipelined=pipelined)
+
+    assert len(answers) == len(requests)
+    assert {answer.status for answer in answers} == {200}
+    bodies = [PLAIN, STREAM, FILE.read_bytes()]
+    assert [answer.body for answer in answers] == [
+        body for each in bodies for body in (b"", each, b"", each)
+    ]
+    for head, got in zip(answers[::2], answers[1::2], strict=True):
+        assert head.get("content-length") == got.get("content-length")
+
+
+def test_upload_that_breaks_off_is_no_error(ask: Ask) -> None:
+    """A layer reads a body whose client leaves: nothing is logged, and the app is not run."""
+    path = f"{ask.prefix}/digest?id={ask.id}&do=read_request"
+    with ask.server.connect() as raw:
+        raw.sendall(post(path, b"x" * 1000)[:-500])
+    eventually(lambda: "raised" in ask.server.notes(ask.id))
+    notes = ask.ledger()
+
+    assert notes["raised"] == "ClientDisconnect()"
+    assert "sent by app" not in notes
+    assert ask.server.tracebacks() == len(ask.server.intended)
 
 
 def test_transformed_stream(ask: Ask) -> None:
