@@ -330,7 +330,7 @@ async def test_change_by_a_layer_that_steps_aside_is_seen_by_nobody(fused: bool)
 
     def aside(conn: Connection) -> Any:
         conn.scope["path"] = "/new"
-        return None  # noqa: RET501, PLR1711 - what a function with nothing else is refused for
+        return None
 
     async def look(conn: Connection) -> Flow:
         seen.append(conn.scope["path"])
