@@ -795,8 +795,8 @@ async def test_time_limit_of_a_delegating_function_is_its_own() -> None:
 async def test_time_limit_of_a_layer_that_stepped_aside_is_gone() -> None:
     """A function that sets a limit and returns None limits nobody."""
 
-    def steps_aside(conn: Connection) -> None:
-        conn.fail_after(0)
+    def steps_aside(conn: Connection) -> Any:
+        return conn.fail_after(0)
 
     async def passes(conn: Connection) -> Flow:
         yield
