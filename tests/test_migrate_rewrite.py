@@ -433,6 +433,115 @@ SHAPES = {
         log(b"".join(chunks))
         """,
     ),
+    "a body that a generator puts back": (
+        """
+        response = await call_next(request)
+        body = b""
+        async for chunk in response.body_iterator:
+            body += chunk
+        log(body)
+
+        async def again():
+            yield body
+
+        response.body_iterator = again()
+        return response
+        """,
+        """
+        response = yield
+        body = await response.read()
+        log(body)
+        """,
+    ),
+    "a body that a generator puts back in its parts": (
+        """
+        response = await call_next(request)
+        chunks = []
+        size = 0
+        async for chunk in response.body_iterator:
+            chunks.append(chunk)
+            size += len(chunk)
+
+        async def replay(parts):
+            for part in parts:
+                yield part
+
+        log(size)
+        response.body_iterator = replay(chunks)
+        return response
+        """,
+        """
+        response = yield
+        chunks = []
+        size = 0
+        async for chunk in response.body_iterator:
+            chunks.append(chunk)
+            size += len(chunk)
+
+        log(size)
+        """,
+    ),
+    "a body that a generator puts back changed": (
+        """
+        response = await call_next(request)
+        body = b"".join([chunk async for chunk in response.body_iterator])
+
+        async def again(data):
+            yield data
+
+        response.body_iterator = again(body.upper())
+        return response
+        """,
+        """
+        response = yield
+        body = await response.read()
+
+        response.body = body.upper()
+        """,
+    ),
+    "a body that is streamed again": (
+        """
+        response = await call_next(request)
+        body = b"".join([chunk async for chunk in response.body_iterator])
+
+        async def again():
+            yield body
+
+        return StreamingResponse(
+            again(), status_code=response.status_code, headers=dict(response.headers)
+        )
+        """,
+        """
+        response = yield
+        body = await response.read()
+        """,
+    ),
+    "a body of which not all may be put back": (
+        """
+        response = await call_next(request)
+        body = b""
+        async for chunk in response.body_iterator:
+            body += chunk
+            if len(body) > 1000:
+                break
+
+        async def again():
+            yield body
+
+        response.body_iterator = again()
+        return response
+        """,
+        """
+        response = yield
+        body = b""
+        async for chunk in response.body_iterator:
+            body += chunk
+            if len(body) > 1000:
+                break
+
+        response.body = body
+        """,
+    ),
     "a body that is wrapped": (
         """
         response = await call_next(request)

@@ -416,6 +416,22 @@ DIFFERENT = {
         """,
         "body [b'data: 0\\n\\n', b'data: 1\\n\\n', b'data: 2\\n\\n'] before",
     ),
+    "a length that is lost": (
+        """
+        response = await call_next(request)
+        body = b"".join([chunk async for chunk in response.body_iterator])
+        response.body_iterator = iterate_in_threadpool(iter([body]))
+        return response
+        """,
+        """
+        response = yield
+        body = await response.read()
+        async def again():
+            yield body
+        response.body_iterator = again()
+        """,
+        "headers [('content-length', '20')] before, [] now",
+    ),
 }
 
 

@@ -12,22 +12,37 @@ from typing import Any
 
 import libcst as cst
 
-from ._names import Names, dotted, last_name
+from ._names import Names, dotted, find, last_name, own_scope
 
-__all__ = ["Collected", "Rebuilt", "body_of", "collected", "joined_chunks", "put_back", "rebuilt"]
+__all__ = [
+    "Collected",
+    "Rebuilt",
+    "body_of",
+    "collected",
+    "generated",
+    "joined_chunks",
+    "only_element",
+    "put_back",
+    "rebuilt",
+]
 
 IsReceived = Callable[[str], bool]
+# Gives the chunks of a call that does no more than to give them one by one.
+PutBack = Callable[[cst.CSTNode | None], cst.BaseExpression | None]
 
 
 @dataclass(frozen=True)
 class Collected:
     """
     `async for chunk in response.body_iterator: name += chunk`, or `name.append(chunk)`.
+
+    `alone` is whether the loop does nothing else.
     """
 
     response: str
     name: str
     in_chunks: bool
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -53,29 +68,55 @@ def body_of(node: cst.CSTNode, is_received: IsReceived) -> str:
 
 def collected(node: cst.CSTNode, is_received: IsReceived) -> Collected | None:
     """
-    Recognise a loop that does nothing but collect the body.
+    Recognise a loop that collects the body, and may do something else with each part.
     """
     if not isinstance(node, cst.For) or node.asynchronous is None or node.orelse is not None:
         return None
     response = body_of(node.iter, is_received)
     chunk = dotted(node.target)
-    if not response or not chunk or len(node.body.body) != 1:
+    if not response or not chunk:
         return None
-    small: Any = node.body.body[0]
-    if isinstance(small, cst.SimpleStatementLine):
-        if len(small.body) != 1:
+    smalls = _smalls(node.body)
+    found = [
+        one
+        for each in smalls
+        if (one := _collecting(each, chunk, response, alone=len(smalls) == 1))
+    ]
+    if len(found) != 1:
+        return None
+    for each in own_scope(node.body):
+        if isinstance(each, (cst.Break, cst.Continue, cst.Return)):
             return None
-        small = small.body[0]
+        if isinstance(each, (cst.AssignTarget, cst.AnnAssign, cst.NamedExpr, cst.AugAssign)):
+            if dotted(each.target) == chunk:
+                return None
+            is_other = isinstance(each, cst.AugAssign) and each in smalls
+            if dotted(each.target) == found[0].name and not is_other:
+                return None
+    return found[0]
+
+
+def _collecting(small: Any, chunk: str, response: str, *, alone: bool) -> Collected | None:
     if isinstance(small, cst.AugAssign):
         if isinstance(small.operator, cst.AddAssign) and dotted(small.value) == chunk:
             name = dotted(small.target)
-            return Collected(response, name, in_chunks=False) if "." not in name else None
+            if "." not in name:
+                return Collected(response, name, in_chunks=False, alone=alone)
     elif isinstance(small, cst.Expr) and isinstance(small.value, cst.Call):
         call = small.value
         name, _, method = dotted(call.func).rpartition(".")
-        if method == "append" and len(call.args) == 1 and dotted(call.args[0].value) == chunk:
-            return Collected(response, name, in_chunks=True) if name and "." not in name else None
+        given = [dotted(each.value) for each in call.args]
+        if method == "append" and given == [chunk] and name and "." not in name:
+            return Collected(response, name, in_chunks=True, alone=alone)
     return None
+
+
+def _smalls(suite: cst.BaseSuite) -> list[Any]:
+    return [
+        small
+        for each in suite.body
+        for small in (each.body if isinstance(each, cst.SimpleStatementLine) else [each])
+    ]
 
 
 def chunks_of(node: cst.CSTNode, is_received: IsReceived) -> str:
@@ -108,7 +149,7 @@ def joined_chunks(node: cst.CSTNode) -> cst.BaseExpression | None:
     return None
 
 
-def put_back(node: cst.CSTNode) -> cst.BaseExpression | None:
+def put_back(node: cst.CSTNode | None) -> cst.BaseExpression | None:
     """
     Recognise `iterate_in_threadpool(iter(chunks))`; give the chunks.
     """
@@ -122,6 +163,54 @@ def put_back(node: cst.CSTNode) -> cst.BaseExpression | None:
     return inner
 
 
+def generated(call: cst.Call, function: cst.FunctionDef) -> cst.BaseExpression | None:
+    """
+    Give the chunks of `function(...)`, an async generator that gives them one by one.
+
+    It is `yield body`, or `for chunk in chunks: yield chunk`.
+    """
+    statements = [
+        each
+        for each in _smalls(function.body)
+        if not (isinstance(each, cst.Expr) and isinstance(each.value, cst.SimpleString))
+    ]
+    if function.asynchronous is None or function.decorators or len(statements) != 1:
+        return None
+    (node,) = statements
+    given: cst.BaseExpression | None = None
+    if isinstance(node, cst.Expr) and isinstance(node.value, cst.Yield):
+        given = _as_list(_meant(node.value.value, call, function))
+    elif isinstance(node, cst.For) and node.asynchronous is None and node.orelse is None:
+        inside = _smalls(node.body)
+        if len(inside) == 1 and isinstance(inside[0], cst.Expr):
+            value = inside[0].value
+            if isinstance(value, cst.Yield) and dotted(value.value) == dotted(node.target) != "":
+                given = _meant(node.iter, call, function)
+    return given
+
+
+def _as_list(node: cst.BaseExpression | None) -> cst.BaseExpression | None:
+    return None if node is None else cst.List([cst.Element(node)])
+
+
+def _meant(node: Any, call: cst.Call, function: cst.FunctionDef) -> cst.BaseExpression | None:
+    """
+    Give what an expression in a function is for who calls it.
+    """
+    parameters = [*function.params.posonly_params, *function.params.params]
+    names = [each.name.value for each in parameters if each.name.value not in {"self", "cls"}]
+    inside = {each.value for each in find(node, cst.Name)} if node is not None else set()
+    if not inside & set(names):
+        return node if node is not None and not call.args else None
+    if not isinstance(node, cst.Name):
+        return None
+    for position, arg in enumerate(call.args):
+        keyword = arg.keyword.value if arg.keyword is not None else ""
+        if not arg.star and node.value == (keyword or dict(enumerate(names)).get(position)):
+            return arg.value
+    return None
+
+
 def only_element(node: cst.CSTNode | None) -> cst.BaseExpression | None:
     """
     Recognise `[content]`.
@@ -132,7 +221,9 @@ def only_element(node: cst.CSTNode | None) -> cst.BaseExpression | None:
     return None
 
 
-def rebuilt(node: cst.CSTNode, is_received: IsReceived, names: Names) -> Rebuilt | None:
+def rebuilt(
+    node: cst.CSTNode, is_received: IsReceived, names: Names, chunks: PutBack
+) -> Rebuilt | None:
     """
     Recognise a response that is built from the received one, with other content.
     """
@@ -149,7 +240,7 @@ def rebuilt(node: cst.CSTNode, is_received: IsReceived, names: Names) -> Rebuilt
         return None
     content = positional[0] if positional else given.pop("content", None)
     if kind == "StreamingResponse":
-        content = _streamed(content)
+        content = _streamed(content, chunks)
     response = dotted(given.get("status_code")).removesuffix(".status_code")
     if content is None or not response or not is_received(response):
         return None
@@ -166,7 +257,7 @@ def rebuilt(node: cst.CSTNode, is_received: IsReceived, names: Names) -> Rebuilt
     return Rebuilt(response, content) if "headers" in given else None
 
 
-def _streamed(content: cst.BaseExpression | None) -> cst.BaseExpression | None:
+def _streamed(content: cst.BaseExpression | None, chunks: PutBack) -> cst.BaseExpression | None:
     if isinstance(content, cst.Call) and dotted(content.func) == "iter" and len(content.args) == 1:
         return only_element(content.args[0].value)
-    return only_element(put_back(content)) if content is not None else None
+    return only_element(chunks(content)) if content is not None else None

@@ -47,13 +47,16 @@ class Certain:
         """
         if awaited and self.module.names.qualified(call.func) in _HANDLERS:
             return True
-        function = self._function(call.func)
+        function = self.function(call.func)
         if function is not None:
             is_async = function.asynchronous is not None
             return is_async is awaited and self._returns_values(function)
         return not awaited and self._is_class(call.func)
 
-    def _function(self, func: cst.BaseExpression) -> cst.FunctionDef | None:
+    def function(self, func: cst.BaseExpression) -> cst.FunctionDef | None:
+        """
+        Find a function of the file, or a method of the class.
+        """
         first, dot, last = dotted(func).rpartition(".")
         if first in {"self", "cls"} and self.owner is not None:
             found = self.owner.methods.get(last)

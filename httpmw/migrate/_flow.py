@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import libcst as cst
@@ -46,10 +47,34 @@ def follow(
     run = _Statements(request, call_next, found, certain)
     for node in find(function.body, cst.Nonlocal, cst.Global):
         run.shared |= {each.name.value for each in node.names}
+    for node in own_scope(function.body):
+        if isinstance(node, cst.FunctionDef):
+            run.functions[node.name.value] = node
     start = State(frozenset({NOT}), frozenset({"no"}))
     end = run.block(function.body.body, start)
     run.result.ending = frozenset() if end is None else end.calls
+    _drop_unused(function, run)
     return run.result
+
+
+def _drop_unused(function: cst.FunctionDef, run: _Statements) -> None:
+    """
+    Drop a nested function whose only use was to give the chunks of a body.
+    """
+    used: Counter[str] = Counter()
+    stack: list[cst.CSTNode] = [function.body]
+    while stack:
+        node = stack.pop()
+        if id(node) in run.result.dropped:
+            continue
+        if (again := run.result.rebuilt.get(id(node))) is not None:
+            node = again.content
+        if isinstance(node, cst.Name):
+            used[node.value] += 1
+        stack.extend(children(node))
+    for name in run.giving & run.functions.keys():
+        if used[name] == 1:  # where it is defined
+            run.result.dropped.add(id(run.functions[name]))
 
 
 class _Statements(Values):
@@ -252,9 +277,12 @@ class _Statements(Values):
         tags = frozenset({CHUNKS if body.in_chunks else READ})
         if state.get(body.name) != {EMPTY}:
             tags = frozenset({UNKNOWN})
-        elif not body.in_chunks:
+        elif not body.in_chunks and body.alone:
             self.result.collected[id(node)] = body
         self.bind(dotted(node.target), frozenset({UNKNOWN}), state)
+        if not body.alone:
+            end = self.suite(node.body, state.copy())
+            state = join((state, end)) or state
         self.bind(body.name, tags, state)
         return state
 
@@ -300,7 +328,9 @@ class _Statements(Values):
         again = None
         if value is not None:
             names = self.certain.module.names
-            again = shapes.rebuilt(value, lambda name: state.get(name) == {RECEIVED}, names)
+            again = shapes.rebuilt(
+                value, lambda name: state.get(name) == {RECEIVED}, names, self.chunks
+            )
         if value is None:
             tags = frozenset({NONE})
         elif again is not None and NONE not in self.value(again.content, state):

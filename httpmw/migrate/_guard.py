@@ -211,6 +211,8 @@ class Guard:
                     if isinstance(small, (cst.Return, cst.Raise, cst.Break, cst.Continue)):
                         return result, self._ways_of(small, place)
                 continue
+            if id(statement) in self.rewriter.flow.dropped:
+                continue
             if (body := self.rewriter.flow.collected.get(id(statement))) is not None:
                 self.rewriter.read_at_once(statement, body, result)
                 continue

@@ -126,6 +126,8 @@ class Rewriter:
                     blank = split_leading(statement.leading_lines)[0]
                     self.blank[id(statements[position + 1])] = blank
                 result.extend(self._spaced(statement, lines))
+            elif id(statement) in self.flow.dropped:
+                continue
             elif (body := self.flow.collected.get(id(statement))) is not None:
                 self.read_at_once(statement, body, result)
             elif self.guard.needed(statement):

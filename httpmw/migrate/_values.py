@@ -64,6 +64,10 @@ class Values:
         self.sites = found.sites
         self.certain = certain
         self.result = Flow()
+        # The functions that are defined in it.
+        self.functions: dict[str, cst.FunctionDef] = {}
+        # Those that do no more than to give the chunks of a body.
+        self.giving: set[str] = set()
         # Names that nested functions assign to.
         self.shared: set[str] = set()
         # The states in which something may raise, by the `try` statements around.
@@ -280,7 +284,7 @@ class Values:
     def sent(self, target: cst.CSTNode, state: State, statement: cst.CSTNode) -> None:
         if not isinstance(statement, cst.Assign):
             return
-        given = shapes.put_back(statement.value)
+        given = self.chunks(statement.value)
         content = shapes.only_element(given)
         is_all = isinstance(given, cst.Name) and state.get(given.value) == {CHUNKS}
         if is_all or (content is not None and self.is_read(content, state)):
@@ -293,6 +297,19 @@ class Values:
         else:
             what = "the content-length of the old body is dropped with the old body"
         self.say("HM208", statement, what=what)
+
+    def chunks(self, node: cst.CSTNode | None) -> cst.BaseExpression | None:
+        """
+        Give the chunks of a call that does no more than to give them one by one.
+        """
+        given = shapes.put_back(node)
+        if given is None and isinstance(node, cst.Call):
+            name = dotted(node.func)
+            function = self.functions.get(name) or self.certain.function(node.func)
+            given = None if function is None else shapes.generated(node, function)
+            if given is not None:
+                self.giving.add(name)
+        return given
 
     def is_read(self, node: cst.BaseExpression, state: State) -> bool:
         return isinstance(node, cst.Name) and state.get(node.value) == {READ}

@@ -46,6 +46,7 @@ class Facts:
         own_task: It runs `call_next` in a task of its own.
         delegates: It hands `call_next` to another function.
         forgets: The new version is known to take context variables back at the response start.
+        transforms: It streams the body of a response through something.
     """
 
     other_request: bool = False
@@ -56,6 +57,7 @@ class Facts:
     own_task: bool = False
     delegates: bool = False
     forgets: bool = False
+    transforms: bool = False
 
     @classmethod
     def of(cls, text: str, *, forgets: bool = False) -> Facts:
@@ -75,6 +77,7 @@ class Facts:
             own_task=bool(re.search(r"(create_task|ensure_future|gather|shield)\(", text)),
             delegates=_delegates(text),
             forgets=forgets,
+            transforms=_transforms(text),
         )
 
 
@@ -89,6 +92,29 @@ def _delegates(text: str) -> bool:
     )
 
 
+def _transforms(text: str) -> bool:
+    # The iterator is given to something, or a generator goes over it.
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and any(map(_is_iterator, node.args)):
+            return True
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inside = list(ast.walk(node))
+            goes_over = any(
+                isinstance(each, (ast.AsyncFor, ast.comprehension)) and _is_iterator(each.iter)
+                for each in inside
+            )
+            if goes_over and any(isinstance(each, ast.Yield) for each in inside):
+                nested = [each for each in inside if isinstance(each, _FUNCTIONS)][1:]
+                if not nested:
+                    return True
+    return False
+
+
+def _is_iterator(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "body_iterator"
+
+
+_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 Rule = Callable[[Outcome, Outcome, Facts, set[str]], set[str]]
 
 
@@ -154,6 +180,10 @@ def _stale_headers(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -
     added = {pair for pair in new.headers if pair[0] in stale} - set(old.headers)
     # In answer to HEAD it is the length of the body that is not sent.
     if added - {("content-length", str(len(each.body))) for each in (old, new)}:
+        return set()
+    # The right length of a body that stays is no stale one, if it is known.
+    right = old.header("content-length") == [str(len(old.body))]
+    if right and old.unchanged and not new.header("content-length") and not facts.transforms:
         return set()
     return {"headers", *_headers_in_trace(old, new)} if "body" not in differ else set()
 

@@ -41,6 +41,7 @@ class Outcome:
         seen: What the app saw of each request it got.
         trace: The side effects in their order.
         offered: The headers with which the app started its responses.
+        parts: The parts of the bodies that the app sent.
         own: Whether it was such a response that was sent, not one in its place.
         later: What the app saw of the context variables behind its call: with each message that
             it sent, and where its background tasks run.
@@ -59,6 +60,7 @@ class Outcome:
     seen: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     offered: list[Any] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
     own: bool = False
     later: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
@@ -66,6 +68,13 @@ class Outcome:
     @property
     def body(self) -> bytes:
         return b"".join(self.chunks)
+
+    @property
+    def unchanged(self) -> bool:
+        """
+        Whether the body is the one that the app sent.
+        """
+        return self.body == b"".join(self.parts)
 
     def header(self, name: str) -> list[str]:
         """
@@ -158,6 +167,7 @@ class Runner:
             answered = True
             if message["type"] == "http.response.start":
                 outcome.offered.append(message.get("headers"))
+            outcome.parts.append(message.get("body", b""))
             outcome.later.append(f"{message['type']}: {self._seen_variables()}")
             try:
                 await send(message)
