@@ -35,6 +35,7 @@ def section(code: Code) -> str:
     message = re.sub(r"\{\w+\}", "…", code.message)
     sentences = re.sub(r"(?<=[.!?]) (?=[A-Z`])", "\n", code.why)
     remedy = re.sub(r"\{\w+\}", "response", code.remedy.replace("{conn}", "conn"))
+    remedy = remedy.removeprefix("response ") if "{remedy}" in code.remedy else remedy
     return (
         f"\n## {code.code}\n\n**{code.title}.**\n\n> {message[0].upper()}{message[1:]}\n\n"
         f"{sentences}\n\nInstead: {remedy}\n"

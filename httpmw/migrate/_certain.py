@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
 from ._names import Names, dotted, is_none, last_name, own_scope
+from ._parameters import own_parameters
 from ._shape import can_end
 
 if TYPE_CHECKING:
@@ -34,12 +36,38 @@ class Certain:
     Args:
         module: Its file.
         owner: Its class.
+        elsewhere: Finds a function of another file, or nothing.
     """
 
-    def __init__(self, module: Module, owner: Class | None) -> None:
+    def __init__(
+        self, module: Module, owner: Class | None, elsewhere: Callable[[Any], Any] | None = None
+    ) -> None:
         self.module = module
         self.owner = owner
+        self.elsewhere = elsewhere
         self._asked: set[int] = set()
+
+    def patches(self, call: cst.Call, request: str) -> bool:
+        """
+        Tell whether a function of the run gives the request that it is handed another `receive`.
+        """
+        found = [(i, each) for i, each in enumerate(call.args) if dotted(each.value) == request]
+        if not found:
+            return False
+        position, arg = found[0]
+        function = self.function(call.func)
+        if function is None and self.elsewhere is not None:
+            function = self.elsewhere(call.func)
+        if function is None:
+            return False
+        names = [each.name.value for each in own_parameters(function)]
+        name = names[position] if position < len(names) else ""
+        if arg.keyword is not None:
+            name = arg.keyword.value
+        return any(
+            isinstance(each, cst.AssignTarget) and dotted(each.target) == f"{name}._receive"
+            for each in own_scope(function.body)
+        )
 
     def gives_a_value(self, call: cst.Call, *, awaited: bool) -> bool:
         """

@@ -232,9 +232,10 @@ _ALL = (
         "HM180",
         "The paired runs differ",
         "old and new version differ: {what}.",
-        "Convert it by hand, and report it.",
+        "{remedy} Convert it by hand, and report it where the codemod is wrong.",
         "`--verify` runs both versions against the same apps and requests. A difference leaves "
-        "the function as it was.",
+        "the function as it was. What differs is said first, then with which app and request, "
+        "and whether what the project brings counts as true; after that what to look at.",
     ),
     Code(
         "HM190",

@@ -167,7 +167,7 @@ def diagnostic(
     """
     entry = CODES[code]
     message = entry.message.format(**details)
-    remedy = entry.remedy.format(**{"conn": "conn", **details})
+    remedy = entry.remedy.format(**{"conn": "conn", **details}).strip()
     return Diagnostic(path, line, column, code, message, remedy, entry.severity, function)
 
 

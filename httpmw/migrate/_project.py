@@ -98,13 +98,21 @@ class Project:
         every = (each for each in self.all_units() if self.converts(each))
         return {name for each in every for name in each.called_back()}
 
-    def reject(self, module: Module, qualname: str, code: str, what: str) -> None:
+    def given_request(self) -> set[str]:
+        """
+        Give the names of the functions that a request is handed to.
+        """
+        self.resolve()
+        every = (each for each in self.all_units() if self.converts(each))
+        return {name for each in every for name in each.given_request()}
+
+    def reject(self, module: Module, qualname: str, code: str, what: str, remedy: str = "") -> None:
         """
         Leave a function as it was, and all that belongs to it.
         """
         for unit in module.units.values():
             if qualname in {"", unit.qualname} and self.converts(unit):
-                unit.say(code, unit.node, what=what)
+                unit.say(code, unit.node, what=what, remedy=remedy)
         self._settle_groups()
 
     def resolve(self) -> None:
@@ -270,7 +278,7 @@ class Project:
             unit = waiting.pop()
             if unit.analysed:
                 continue
-            unit.analyse()
+            unit.analyse(self.objects)
             for site in unit.delegations():
                 callee = self._callee(unit, site)
                 if callee is None:

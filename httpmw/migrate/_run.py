@@ -166,7 +166,7 @@ def _add_others(project: Project, files: dict[str, File | None], result: Result)
     Parse the other files in which a function that is to be converted is named.
 
     And those in which a context manager is defined in which it calls the app, or a function that
-    sets a context variable for it.
+    sets a context variable for it, or gives its request another `receive`.
     """
     patterns = []
     if names := project.wanted():
@@ -175,6 +175,8 @@ def _add_others(project: Project, files: dict[str, File | None], result: Result)
         patterns.append((_any_of(rb"\b(?:def|class)\s+(?:%s)\b", names), b""))
     if names := project.called_back():
         patterns.append((_any_of(rb"\bdef\s+(?:%s)\b", names), b"ContextVar"))
+    if names := project.given_request():
+        patterns.append((_any_of(rb"\bdef\s+(?:%s)\b", names), b"._receive"))
     if not patterns:
         return
     for path, file in files.items():
@@ -194,7 +196,9 @@ def _any_of(pattern: bytes, names: set[str]) -> re.Pattern[bytes]:
 
 
 def _verify(project: Project, result: Result, progress: _Progress) -> None:
-    from ._verify import verify  # noqa: PLC0415 - half a package that few runs need
+    # Half a package that few runs need.
+    from ._verify import verify  # noqa: PLC0415
+    from ._verify_compare import remedy  # noqa: PLC0415
 
     notes: dict[str, list[Diagnostic]] = {}
     result.verified = Verified()
@@ -202,7 +206,8 @@ def _verify(project: Project, result: Result, progress: _Progress) -> None:
         module = project.modules[each.path]
         for verdict in verify(each.source, each.code, each.conversions):
             if verdict.differing:
-                project.reject(module, verdict.qualname, "HM180", str(verdict.differences[0]))
+                first = verdict.differences[0]
+                project.reject(module, verdict.qualname, "HM180", str(first), remedy(first.what))
             elif verdict.problem:
                 notes.setdefault(each.path, []).append(
                     _not_run(each.path, verdict.line, verdict.qualname, verdict.problem)

@@ -20,6 +20,7 @@ from ._scan import Problem, Site, snippet
 if TYPE_CHECKING:
     from ._lookup import Lookup
     from ._module import Class, Module, Registration
+    from ._objects import Objects
 
 __all__ = ["Unit"]
 
@@ -150,7 +151,7 @@ class Unit:
         parameters = own_parameters(self.node)
         return parameters[1].name.value if len(parameters) > 1 else ""
 
-    def analyse(self) -> None:
+    def analyse(self, objects: Objects) -> None:
         self.analysed = True
         parameters = own_parameters(self.node)
         names = [each.name.value for each in parameters]
@@ -172,7 +173,7 @@ class Unit:
             self.request,
             self.call_next,
             self.found,
-            Certain(self.module, self.owner),
+            Certain(self.module, self.owner, lambda func: objects.function(self.inside(), func)[0]),
         )
         self.problems += self.found.problems
         self.problems += self.flow.problems
@@ -322,6 +323,17 @@ class Unit:
             for node in own_scope(self.node.body)
             if isinstance(node, cst.Call) and _SETS.match(last_name(node.func))
         }
+
+    def given_request(self) -> set[str]:
+        """
+        Give the names of the functions that the request is handed to.
+        """
+        return {
+            last_name(node.func)
+            for node in own_scope(self.node.body)
+            if isinstance(node, cst.Call)
+            and any(dotted(each.value) == self.request for each in node.args)
+        } - {"", self.call_next}
 
     def _becomes_a_limit(self, node: cst.With) -> bool:
         call: Any = node.items[0].item

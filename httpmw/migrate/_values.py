@@ -195,6 +195,8 @@ class Values:
     def called(self, call: cst.Call, state: State) -> None:
         if isinstance(call.func, cst.Name) and state.get(call.func.value) == {RECEIVED}:
             self.say("HM116", call, name=call.func.value)
+        if state.body != {"yes"} and self.certain.patches(call, self.request):
+            self.say("HM108", call, what=snippet(call))
         if (
             isinstance(call.func, cst.Attribute)
             and dotted(call.func.value) == self.request

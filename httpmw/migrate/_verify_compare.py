@@ -22,7 +22,7 @@ from httpmw._errors import HTTPMWError
 
 from ._verify_runs import Outcome
 
-__all__ = ["IMPROVEMENTS", "Facts", "compare"]
+__all__ = ["IMPROVEMENTS", "Facts", "compare", "remedy"]
 
 _MOMENT: Final = re.compile(r"- the (app|response) .* -")
 _HEADERS: Final = re.compile(r"(?<=response \d{3} )\[.*?\)\]")
@@ -46,7 +46,8 @@ class Facts:
         own_task: It runs `call_next` in a task of its own.
         delegates: It hands `call_next` to another function.
         forgets: The new version is known to take context variables back at the response start.
-        transforms: It streams the body of a response through something.
+        drop_in: The new version stands on the drop-in.
+        sets_background: It may set a background task on a response.
     """
 
     other_request: bool = False
@@ -57,10 +58,11 @@ class Facts:
     own_task: bool = False
     delegates: bool = False
     forgets: bool = False
-    transforms: bool = False
+    drop_in: bool = False
+    sets_background: bool = False
 
     @classmethod
-    def of(cls, text: str, *, forgets: bool = False) -> Facts:
+    def of(cls, text: str, *, forgets: bool = False, drop_in: bool = False) -> Facts:
         """
         Read them off the source of the function and of what it calls.
         """
@@ -77,7 +79,8 @@ class Facts:
             own_task=bool(re.search(r"(create_task|ensure_future|gather|shield)\(", text)),
             delegates=_delegates(text),
             forgets=forgets,
-            transforms=_transforms(text),
+            drop_in=drop_in,
+            sets_background="background" in text,
         )
 
 
@@ -92,29 +95,6 @@ def _delegates(text: str) -> bool:
     )
 
 
-def _transforms(text: str) -> bool:
-    # The iterator is given to something, or a generator goes over it.
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and any(map(_is_iterator, node.args)):
-            return True
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            inside = list(ast.walk(node))
-            goes_over = any(
-                isinstance(each, (ast.AsyncFor, ast.comprehension)) and _is_iterator(each.iter)
-                for each in inside
-            )
-            if goes_over and any(isinstance(each, ast.Yield) for each in inside):
-                nested = [each for each in inside if isinstance(each, _FUNCTIONS)][1:]
-                if not nested:
-                    return True
-    return False
-
-
-def _is_iterator(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == "body_iterator"
-
-
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 Rule = Callable[[Outcome, Outcome, Facts, set[str]], set[str]]
 
 
@@ -142,9 +122,29 @@ def _no_invented_end(old: Outcome, new: Outcome, facts: Facts, differ: set[str])
     if facts.sets_body:
         return differ - {"seen"}
     explained = {"end"} if old.complete and not new.complete and new.error else set()
-    if explained and _without_moments(old.trace) == _without_moments(new.trace):
+    before, now = _without_moments(old.trace), _without_moments(new.trace)
+    if explained and before == now:
         explained.add("trace")
     return explained
+
+
+def _no_task_behind_a_half(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:  # noqa: ARG001
+    # The same: a background task that is set on the response runs behind it as if all was well.
+    ended = "- the response ends -"
+    if not (old.broke_off and old.complete and not new.complete and new.error):
+        return set()
+    if ended not in old.trace:
+        return set()
+    before = _without_moments(old.trace[: old.trace.index(ended)])
+    return {"trace", "end"} if before == _without_moments(new.trace) else set()
+
+
+def _app_not_cancelled(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:
+    # What goes wrong in a background task that is set on the response cancels the app around it,
+    # with its own background task, in Starlette; now the app has ended by then.
+    if not facts.sets_background or not old.error or "error" in differ:
+        return set()
+    return {"later"} if old.later == new.later[: len(old.later)] else set()
 
 
 def _content_length(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:  # noqa: ARG001
@@ -181,11 +181,24 @@ def _stale_headers(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -
     # In answer to HEAD it is the length of the body that is not sent.
     if added - {("content-length", str(len(each.body))) for each in (old, new)}:
         return set()
-    # The right length of a body that stays is no stale one, if it is known.
-    right = old.header("content-length") == [str(len(old.body))]
-    if right and old.unchanged and not new.header("content-length") and not facts.transforms:
+    if _loses_its_length(old, new):
         return set()
     return {"headers", *_headers_in_trace(old, new)} if "body" not in differ else set()
+
+
+def _loses_its_length(old: Outcome, new: Outcome) -> bool:
+    right = old.header("content-length") == [str(len(old.body))]
+    return right and old.unchanged and not new.header("content-length")
+
+
+def _length_unknown(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:
+    # Not an improvement but a listed limit: a body that an iterator gives has no length.
+    if not facts.sets_body or not _loses_its_length(old, new) or "body" in differ:
+        return set()
+    stale = {"etag", "content-md5", "digest", "content-digest", "repr-digest", "content-length"}
+    if _others(old, *stale) != _others(new, *stale):
+        return set()
+    return {"headers", *_headers_in_trace(old, new)}
 
 
 def _headers_in_trace(old: Outcome, new: Outcome) -> set[str]:
@@ -230,11 +243,24 @@ def _media_type(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> s
 
 
 def _request_honoured(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:
-    # `call_next(other_request)`: Starlette ignores the argument. A patched `_receive` that gives
-    # the body again and again makes its streamed responses fail.
-    if not facts.other_request or not ("seen" in differ or (old.error and not new.error)):
+    # `call_next(other_request)`: Starlette ignores the argument.
+    if not facts.drop_in or not facts.other_request:
+        return set()
+    if not ("seen" in differ or (old.error and not new.error)):
         return set()
     return {"seen", "status", "headers", "body", "error", "trace", "end"}
+
+
+def _patched_receive(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:
+    # One that gives the body time and again makes streamed responses fail behind their start.
+    if not facts.other_request or "seen" in differ or new.error:
+        return set()
+    if not old.error:
+        return {"later"} if old.later == new.later[: len(old.later)] else set()
+    explained = {"status", "headers", "body", "error", "end", "later"}
+    if _without_moments(old.trace) == _without_moments(new.trace):
+        explained.add("trace")
+    return explained
 
 
 def _stream_delivered(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:
@@ -278,13 +304,16 @@ def _variables_reset(old: Outcome, new: Outcome, facts: Facts, differ: set[str])
 
 def _own_task(old: Outcome, new: Outcome, facts: Facts, differ: set[str]) -> set[str]:  # noqa: ARG001
     # Not an improvement but a listed limit: it is refused with an error.
-    return differ if facts.own_task else set()
+    return differ if facts.own_task and facts.drop_in else set()
 
 
 # The rules about bodies come before those about the headers that describe them.
 _RULES: Final[dict[str, Rule]] = {
     "http-exception-answers": _http_exception_answers,
     "no-invented-end": _no_invented_end,
+    "no-task-behind-a-half": _no_task_behind_a_half,
+    "app-not-cancelled": _app_not_cancelled,
+    "patched-receive-harmless": _patched_receive,
     "no-body-where-none-may-be": _none_allowed,
     "reading-never-steals": _never_stolen,
     "chunks-kept": _chunks_kept,
@@ -292,6 +321,7 @@ _RULES: Final[dict[str, Rule]] = {
     "content-length-corrected": _content_length,
     "repeated-headers-kept": _headers_kept,
     "stale-headers-dropped": _stale_headers,
+    "length-unknown": _length_unknown,
     "stream-delivered": _stream_delivered,
     "clear-error": _clear_error,
     "discarded-app-is-told": _discarded_app,
@@ -345,17 +375,52 @@ def _told(old: Outcome, new: Outcome, facts: Facts) -> Iterator[tuple[str, str]]
     if old.chunks != new.chunks:
         yield "body", f"body {_excerpt(repr(old.chunks))} before, {_excerpt(repr(new.chunks))} now"
     if old.complete != new.complete:
-        yield "end", f"last message sent: {old.complete} before, {new.complete} now"
+        what = f"last message sent: {old.complete} before, {new.complete} now"
+        if old.broke_off and old.complete:
+            what = f"{_INVENTED} ({what})"
+        yield "end", what
     if old.seen != new.seen:
         yield "seen", f"the app saw {_first(old.seen, new.seen)}"
     if old.trace != new.trace:
         yield "trace", f"side effects: {_first(old.trace, new.trace)}"
+    if old.beside != new.beside:
+        yield "beside", f"side effects in other tasks: {_first(old.beside, new.beside)}"
     # An app whose response is not wanted is told so, and what it does then is its own affair.
     if old.own and not facts.forgets and old.later != new.later:
         yield "later", f"behind its call the app saw {_first(old.later, new.later)}"
     # A context manager may choose to leave a variable set where there is an exception.
     if old.left != new.left and not new.broke_off:
         yield "left", f"context variables left set: {old.left} before, {new.left} now"
+
+
+_INVENTED: Final = (
+    "after the last chunk Starlette's class says that the body is complete although the app had "
+    "failed; httpmw does not"
+)
+_REMEDIES: Final = {
+    "raised": "Look at what raises there, and whether the new version should raise it.",
+    "status": "Compare what both versions return for that request.",
+    "headers": "Compare what both versions set on the response for that request.",
+    "body": "Compare what both versions do with the body of the response for that request.",
+    "after the last chunk": "Nothing has to be done for that: a body that broke off looks broken "
+    "off.",
+    "last message": "Look which version sends the whole body.",
+    "the app saw": "Change what the app shall see before the `yield`: `conn.scope`, "
+    "`conn.replace_body(data)`, `conn.state`.",
+    "side effects in other": "Await the task, or start it before the `yield`.",
+    "side effects": "Something is called in another order, or not at all. What shall run before "
+    "the response is sent stands before `yield response`, and what shall run behind it "
+    "stands behind.",
+    "behind its call": "Write `yield response` before what was set is taken back.",
+    "context variables": "Take back in a `finally` what was set.",
+}
+
+
+def remedy(what: str) -> str:
+    """
+    Say what to do about a difference.
+    """
+    return next((each for start, each in _REMEDIES.items() if what.startswith(start)), "")
 
 
 def _first(old: list[str], new: list[str]) -> str:

@@ -138,7 +138,8 @@ def judge(  # noqa: PLR0913, PLR0917 - the two versions, and what to do with the
         verdict.problem = "it is not in the source"
         return verdict
     function = old.function(qualname, index)
-    facts = Facts.of(old.text(qualname, index), forgets=forgets)
+    style = new.style == "drop-in"
+    facts = Facts.of(old.text(qualname, index), forgets=forgets, drop_in=style)
     target = _Target((old, new), qualname, index, managers)
     requests = (*matrix.requests, *_of_the_source(function, matrix.paths))
     try:

@@ -9,6 +9,7 @@ import asyncio
 import datetime as dt
 import functools
 import importlib
+import inspect
 import logging
 import os
 import random
@@ -16,6 +17,8 @@ import secrets
 import sys
 import threading
 import time
+import timeit
+import traceback
 import uuid
 from collections.abc import Mapping
 from types import ModuleType
@@ -191,10 +194,25 @@ def _fakes(world: World) -> dict[str, ModuleType]:
 
     names = ("time", "monotonic", "perf_counter", "process_time")
     seconds = dict.fromkeys(names, world.now)
+    loops = _Loops(world)
+    utils = importlib.import_module("email.utils")
     nanoseconds = {f"{name}_ns": lambda: int(world.now() * 1e9) for name in seconds}
     return {
-        "time": _Fake(time, **seconds, **nanoseconds, sleep=stub("time.sleep")),
-        "datetime": _Fake(dt, datetime=_clocked(world)),
+        "time": _Fake(time, **seconds, **nanoseconds, **_calendar(world), sleep=stub("time.sleep")),
+        "timeit": _Fake(
+            timeit, default_timer=world.now, timeit=stub("timeit.timeit"), repeat=stub("repeat")
+        ),
+        "datetime": _Fake(dt, datetime=_clocked(world), date=_dated(world)),
+        "email.utils": _Fake(
+            utils,
+            formatdate=lambda *args, **options: utils.formatdate(
+                *(args or (world.now(),)), **options
+            ),
+            localtime=lambda *_: dt.datetime.fromtimestamp(world.now(), dt.UTC),
+            make_msgid=lambda *_, **__: f"<{next(world.ids)}@testserver>",
+        ),
+        "traceback": _told(world),
+        "inspect": _Fake(inspect, currentframe=stub("frame"), stack=list, trace=list),
         "uuid": _Fake(uuid, uuid1=new_id, uuid4=new_id, uuid7=new_id),
         "secrets": _Fake(
             secrets,
@@ -202,6 +220,7 @@ def _fakes(world: World) -> dict[str, ModuleType]:
             token_urlsafe=lambda n=32: f"token-{next(world.ids)}-{n}",
             token_bytes=lambda n=32: next(world.ids).to_bytes(n, "big"),
             randbelow=lambda n: next(world.ids) % n,
+            SystemRandom=lambda: world.random,
             choice=lambda items: items[next(world.ids) % len(items)],
         ),
         "random": _FakeRandom(world),
@@ -219,12 +238,115 @@ def _fakes(world: World) -> dict[str, ModuleType]:
         "asyncio": _Fake(
             asyncio,
             sleep=stub("asyncio.sleep"),
+            create_task=loops.create_task,
+            ensure_future=loops.ensure_future,
+            get_event_loop=loops.running,
+            get_running_loop=loops.running,
+            to_thread=loops.to_thread,
             wait_for=lambda awaitable, timeout=None: asyncio.wait_for(awaitable, _limit(timeout)),
             timeout=lambda delay: asyncio.timeout(_limit(delay)),
         ),
         "asyncio.log": _Fake(importlib.import_module("asyncio.log"), logger=stub("logger")),
         "threading": _Fake(threading, Thread=stub("threading.Thread")),
     }
+
+
+class _Loops:
+    # What a function starts beside the request has no moment; what it gives to a thread is done
+    # at once.
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _beside(self, task: Any) -> Any:
+        if isinstance(task, asyncio.Task):
+            self._world.beside.add(task)
+        return task
+
+    def create_task(self, coroutine: Any, **options: Any) -> Any:
+        return self._beside(asyncio.create_task(_awaited(coroutine), **options))
+
+    def ensure_future(self, awaitable: Any, **options: Any) -> Any:
+        if isinstance(awaitable, asyncio.Future):
+            return awaitable
+        return self._beside(asyncio.ensure_future(_awaited(awaitable), **options))
+
+    async def to_thread(self, function: Any, /, *args: Any, **options: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*args, **options)
+
+    def running(self) -> Any:
+        return _Loop(self, asyncio.get_running_loop(), self._world)
+
+
+class _Loop:
+    def __init__(self, loops: _Loops, real: asyncio.AbstractEventLoop, world: World) -> None:
+        self._real = real
+        self.time = world.now
+        self.create_task = loops.create_task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def run_in_executor(self, executor: Any, function: Any, *args: Any) -> Any:  # noqa: ARG002
+        done = self._real.create_future()
+        try:
+            done.set_result(function(*args))
+        except Exception as error:  # noqa: BLE001 - who awaits it is told
+            done.set_exception(error)
+            done.exception()  # and nobody else
+        return done
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _told(world: World) -> ModuleType:
+    # Where a traceback leads is another thing before and afterwards: what was raised stays.
+    def lines(*args: Any, **_: Any) -> list[str]:
+        given = next((each for each in args if isinstance(each, BaseException)), None)
+        error = given or sys.exception()
+        head = "Traceback (most recent call last):\n"
+        return [head, *traceback.format_exception_only(error)] if error else ["NoneType: None\n"]
+
+    printing = ("print_exc", "print_exception", "print_last", "print_stack", "print_tb")
+    empty = ("extract_stack", "extract_tb", "format_list", "format_stack", "format_tb", "walk_tb")
+    return _Fake(
+        traceback,
+        format_exc=lambda *_, **__: "".join(lines()),
+        format_exception=lines,
+        **{name: Stub(world, f"traceback.{name}") for name in printing},
+        **{name: lambda *_, **__: _Frames() for name in empty},
+    )
+
+
+class _Frames(list[Any]):
+    def __getitem__(self, index: Any) -> Any:
+        return _Frames() if isinstance(index, slice) else traceback.FrameSummary("mw.py", 1, "mw")
+
+
+def _calendar(world: World) -> dict[str, Any]:
+    # Without an argument they ask the clock.
+    def of_seconds(name: str) -> Any:
+        real = getattr(time, name)
+        return lambda *args: real(*(args or (world.now(),)))
+
+    def of_parts(name: str, count: int) -> Any:
+        real = getattr(time, name)
+        return lambda *args: real(*args, *([time.gmtime(world.now())] * (count > len(args))))
+
+    seconds = {name: of_seconds(name) for name in ("ctime", "gmtime", "localtime")}
+    return {**seconds, "asctime": of_parts("asctime", 1), "strftime": of_parts("strftime", 2)}
+
+
+def _dated(world: World) -> type[dt.date]:
+    class dated(dt.date):  # noqa: N801 - it stands for `datetime.date`
+        @classmethod
+        def today(cls) -> Any:
+            return cls.fromtimestamp(world.now())
+
+    return dated
 
 
 def _limit(seconds: Any) -> Any:
@@ -254,6 +376,8 @@ class _FakeRandom(ModuleType):
         self.__dict__["_world"] = world
 
     def __getattr__(self, name: str) -> Any:
+        if name in {"Random", "SystemRandom"}:
+            return lambda *seed: random.Random(*(seed or (next(self._world.ids),)))  # noqa: S311
         return getattr(self._world.random, name, None) or getattr(random, name)
 
 

@@ -40,6 +40,7 @@ class Outcome:
         raised: The exception itself.
         seen: What the app saw of each request it got.
         trace: The side effects in their order.
+        beside: The side effects in tasks that the function has started.
         offered: The headers with which the app started its responses.
         parts: The parts of the bodies that the app sent.
         own: Whether it was such a response that was sent, not one in its place.
@@ -59,6 +60,7 @@ class Outcome:
     raised: BaseException | None = None
     seen: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
     offered: list[Any] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
     own: bool = False
@@ -83,6 +85,8 @@ class Outcome:
         return [value for key, value in self.headers if key.lower() == name]
 
 
+# Of the event loop, in which tasks that were started beside the request can end.
+_TURNS: Final = 50
 _UNSET: Final = described(None)
 _Made: TypeAlias = Callable[[ASGIApp], ASGIApp]
 
@@ -132,6 +136,7 @@ class Runner:
             await asyncio.create_task(run, context=context)
             await _end_other_tasks()
         outcome.trace = list(world.trace)
+        outcome.beside = sorted(world.others)
         return outcome
 
     async def _run(self, scope: Scope, server: _Server, seconds: float) -> None:
@@ -242,7 +247,7 @@ def _text(value: Any) -> str:
 
 
 async def _end_other_tasks() -> None:
-    for _ in range(3):
+    for _ in range(_TURNS):
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if not others:
             return

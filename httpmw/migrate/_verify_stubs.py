@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dis
 import itertools
 import opcode
 import random
 import re
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +32,8 @@ __all__ = ["Stub", "StubError", "World", "described", "is_stub"]
 
 _UNPACK: Final = opcode.opmap["UNPACK_SEQUENCE"]
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
+# What the received response is an instance of, before and now.
+_RECEIVED: Final = re.compile(r"(?:\b[\w.]+\.)?\b(?:_StreamingResponse|AppResponse)\b")
 _LONGEST: Final = 160
 # A stub is no generator: one that a middleware function yields would be run as another one.
 _OF_GENERATORS: Final = frozenset({"asend", "athrow", "ag_code", "ag_frame"})
@@ -74,6 +78,10 @@ class World:
         Begin a run: an empty trace, and the clock at its beginning.
         """
         self.trace: list[str] = []
+        # What happens in tasks beside the request, whose moments are nobody's.
+        self.others: list[str] = []
+        self.beside: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._objects: dict[int, tuple[int, object]] = {}
         self.calls = 0
         self.ticks = itertools.count(1)
         self.ids = itertools.count(1)
@@ -83,8 +91,19 @@ class World:
         """
         Add a line to the trace.
         """
-        if not self.loading:
-            self.trace.append(what if len(what) <= _LONGEST * 8 else what[: _LONGEST * 8])
+        if self.loading:
+            return
+        what = _RECEIVED.sub("Response", _ADDRESS.sub("0x", what))[: _LONGEST * 8]
+        (self.others if self.is_beside() else self.trace).append(what)
+
+    def is_beside(self) -> bool:
+        """
+        Say whether it happens in a task that the function has started, and in its own time.
+        """
+        try:
+            return asyncio.current_task() in self.beside
+        except RuntimeError:  # no loop runs
+            return False
 
     def named(self, name: str) -> Any:
         """
@@ -102,11 +121,17 @@ class World:
         Record a call, and raise where it is the one that shall fail.
         """
         self.record(what)
-        if self.loading:
+        if self.loading or self.is_beside():
             return
         self.calls += 1
         if self.calls - 1 == self.raise_at:
             raise (self.raise_class or StubError)("the stub fails")
+
+    def id_of(self, value: object) -> int:
+        """
+        Give a number for an object, counted from 1.
+        """
+        return self._objects.setdefault(id(value), (len(self._objects) + 1, value))[0]
 
     def now(self) -> float:
         """
@@ -169,6 +194,8 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
         own = object.__getattribute__(self, "__dict__")
         if name in own:
             return own[name]
+        if name in _OF_TEXT and _framework_asks(sys._getframe(1)):  # noqa: SLF001
+            return getattr(f"<{own['_label']}>", name)
         if name in own["_known"]:
             return own["_known"][name]
         if name in _READ_BY_THE_ENGINE:
@@ -340,6 +367,17 @@ _READ_BY_THE_ENGINE: Final[dict[str, Callable[[str], Any]]] = {
     "background": lambda label: None,  # noqa: ARG005
     "encode": lambda label: lambda *how: f"<{label}>".encode("ascii", "backslashreplace"),  # noqa: ARG005
 }
+
+
+_OF_TEXT: Final = frozenset(each for each in dir(str) if not each.startswith("_")) - {"encode"}
+_FRAMEWORKS: Final = frozenset(
+    {"anyio", "email", "fastapi", "http", "httpmw", "starlette", "urllib"}
+)
+
+
+def _framework_asks(frame: FrameType) -> bool:
+    # Where a stub is the name of a header it is text: how often that is looked at is no effect.
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _FRAMEWORKS
 
 
 def is_stub(value: object) -> bool:
