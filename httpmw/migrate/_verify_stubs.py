@@ -32,6 +32,8 @@ __all__ = ["Stub", "StubError", "World", "described", "is_stub"]
 
 _UNPACK: Final = opcode.opmap["UNPACK_SEQUENCE"]
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
+# Of a stub that is sent as a response.
+_STATUS: Final = 418
 # What the received response is an instance of, before and now.
 _RECEIVED: Final = re.compile(r"(?:\b[\w.]+\.)?\b(?:_StreamingResponse|AppResponse)\b")
 _LONGEST: Final = 160
@@ -198,6 +200,8 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
             return getattr(f"<{own['_label']}>", name)
         if name in own["_known"]:
             return own["_known"][name]
+        if name == "status_code" and _framework_asks(sys._getframe(1)):  # noqa: SLF001
+            return _STATUS
         if name in _READ_BY_THE_ENGINE:
             return _READ_BY_THE_ENGINE[name](own["_label"])
         child = own["_world"].named(f"{own['_label']}.{name}")
@@ -214,7 +218,7 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if len(args) == 3 and isinstance(args[0], Mapping) and "type" in args[0]:  # noqa: PLR2004
-            return PlainTextResponse(f"response {self._label}", 418)(*args)
+            return PlainTextResponse(f"response {self._label}", _STATUS)(*args)
         world = self._world
         if world.loading and len(args) == 1 and not options and _is_definition(args[0]):
             return args[0]  # a decorator
