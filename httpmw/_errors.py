@@ -559,6 +559,15 @@ def bad_body_iterator(got: object) -> TypeError:
     )
 
 
+def assigned_headers(got: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"`response.headers` was assigned {got!r}, a {type(got).__name__}, in a middleware "
+        "function; the headers of a response are edited in place.\n"
+        "Write `response.headers.update({...})`, or `response.raw_headers = [(b'name', b'value')]` "
+        "to replace them all."
+    )
+
+
 def called_response() -> MiddlewareError:
     return MiddlewareError(
         "a received response cannot be called as an ASGI app.\n"

@@ -442,7 +442,10 @@ class AppResponse(Response):
         """
         The same response, as the next layer outward receives it.
         """
-        raw = self.headers._list
+        try:
+            raw = self.headers._list
+        except AttributeError:
+            raise _errors.assigned_headers(self.headers) from None
         response = received(self._outbound, self._message, self.status_code, raw.copy())
         response._received = raw
         body = self._body
@@ -459,7 +462,10 @@ class AppResponse(Response):
         """
         message = self._message
         headers: Any = message.get("headers", ())
-        raw = self.headers._list
+        try:
+            raw = self.headers._list
+        except AttributeError:
+            raise _errors.assigned_headers(self.headers) from None
         start = dict(message)
         start["status"] = self.status_code
         # Not a list, or not there at all: let it be what it was.

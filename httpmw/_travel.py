@@ -361,7 +361,12 @@ class Outbound(Driven):
                     if not self.plain:
                         response = self._left(response)
                     elif waiting:  # nobody but the next one has a use for it
-                        response._received = response.headers._list.copy()
+                        try:
+                            response._received = response.headers._list.copy()
+                        except AttributeError:
+                            error = _errors.assigned_headers(response.headers)
+                            begun = Begun(flow, exc=error)
+                            break
                 except StopIteration as stop:
                     if stop.value is response and not (
                         (self.states or response.status_code in BODILESS)
@@ -387,7 +392,10 @@ class Outbound(Driven):
                     self.state = UNKNOWN
                     start = {**message}  # as in `AppResponse._start_message`, without the call
                     start["status"] = response.status_code
-                    raw = response.headers._list
+                    try:
+                        raw = response.headers._list
+                    except AttributeError:
+                        raise _errors.assigned_headers(response.headers) from None
                     if type(given) is list or raw != list(given):
                         start["headers"] = raw
                     try:

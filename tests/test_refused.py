@@ -27,7 +27,7 @@ from httpmw import (
     http_middleware,
 )
 from httpmw.compat import BaseHTTPMiddleware
-from tests.harness import PassThrough, Server, explained, request
+from tests.harness import PassThrough, Server, explained, request, stack
 
 
 class App:
@@ -472,6 +472,27 @@ def test_a_router_is_no_application(router: Any) -> None:
     assert f"a {name}." in str(caught.value)
     way = "Router(routes, middleware=" if type(router) is Router else "MiddlewareRouter(middleware="
     assert way in str(caught.value)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["one yield", "two yields"])
+@pytest.mark.unchecked("it has no headers to look at")
+async def test_headers_that_are_assigned(fused: bool, waits: bool) -> None:
+    """`response.headers = {...}` is refused with what to write instead, in every place."""
+
+    async def assigning(conn: Connection) -> Flow:
+        response = yield
+        response.headers = {"x-a": "b"}  # type: ignore[assignment]
+        if waits:
+            yield response
+
+    for functions in ([assigning], [nothing, assigning], [assigning, nothing]):
+        layers = stack(App(), *functions, fused=fused)
+        server = await request(layers, keep_error=True)
+
+        assert isinstance(server.error, MiddlewareError), server.error
+        assert "`response.headers` was assigned {'x-a': 'b'}, a dict" in str(server.error)
+        assert "response.headers.update({...})" in str(server.error)
+        assert server.sent == []
 
 
 def test_a_function_given_to_depends() -> None:
