@@ -213,6 +213,30 @@ def header(plan: Plan, name: str) -> Function:
     return header
 
 
+@layer(2)
+def rewriting(plan: Plan, name: str) -> Function:
+    pauses = plan.chance(0.5)
+    plan.effect(marking(name))
+
+    async def rewriting(conn: Connection) -> Flow:
+        with plan.life(name):
+            path = conn.scope["path"] = f"{conn['path']}/{name}"
+            conn.set_header("x-rewritten", name)
+            if pauses:
+                await plan.world.pause()
+            try:
+                response = yield
+            finally:
+                # Whatever a layer further in has made of it.
+                seen = conn["path"], conn.scope["path"], conn.headers["x-rewritten"]
+                if seen != (path, path, name):
+                    message = f"{name} sees {seen} of its request, not {path}"
+                    raise AssertionError(message)
+            mark(response, name)
+
+    return rewriting
+
+
 @layer(6)
 def waiting(plan: Plan, name: str) -> Function:
     before, after = plan.chance(0.3), plan.chance(0.5)
