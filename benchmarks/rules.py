@@ -111,10 +111,10 @@ RULES = [
             ),
             Edit(
                 EXCHANGE,
-                "                    exchange.state = WAITING\n                    try:",
+                "                    exchange.state = WAITING\n                    inner = ",
                 "                    _set_hooks(*hook)\n"
                 "                    exchange.state = WAITING\n"
-                "                    try:",
+                "                    inner = ",
             ),
         ],
     ),
