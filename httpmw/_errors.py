@@ -488,6 +488,26 @@ def response_body_gone() -> MiddlewareError:
     )
 
 
+_TOO_LATE = (
+    "Do it between `response = yield` and `yield response`, or leave the latter out where nothing "
+    "is to be done afterwards."
+)
+
+
+def edited_after_sent() -> MiddlewareError:
+    return MiddlewareError(
+        f"{_caller()} changed a response that was already sent or replaced; nobody would see it.\n"
+        f"{_TOO_LATE}"
+    )
+
+
+def status_after_sent(flow: object, status: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"{_kind(flow)} function {place(flow)} gave its response the status {status!r} after it "
+        f"was already sent or replaced; nobody has seen it.\n{_TOO_LATE}"
+    )
+
+
 def bad_callback(callback: object) -> TypeError:
     return TypeError(
         f"`response.on_sent` takes a plain function of the response, got {place(callback)}, a "

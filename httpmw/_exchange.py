@@ -517,6 +517,8 @@ class Exchange(Outbound):
                 continue
             response._outcome = "completed"
             failure = await self._resume(flow, None)
+            if response.status_code != response._sent_status:
+                failure = failure or _errors.status_after_sent(flow, response.status_code)
             if failure is not None:
                 try:
                     return failure
@@ -620,7 +622,13 @@ class Exchange(Outbound):
                 failure = await self._find_outcome(response, failure)
             if response._observer is not None:
                 response._observer.tell(response._outcome)
-        return await self._resume(flow, failure, tail.cancellation)
+        failure = await self._resume(flow, failure, tail.cancellation)
+        if response is not None and response.status_code != response._sent_status:
+            failure = failure or _errors.status_after_sent(flow, response.status_code)
+        try:
+            return failure
+        finally:
+            failure = None  # it holds this frame: do not hold it in turn
 
     async def _resume(
         self, flow: AnyFlow, failure: BaseException | None, answered: BaseException | None = None

@@ -106,6 +106,17 @@ class Headers(MutableHeaders):
         super().append(key, value)
 
 
+def _refuse(*_: object) -> NoReturn:
+    raise _errors.edited_after_sent()
+
+
+class SentHeaders(list[tuple[bytes, bytes]]):
+    # The headers of a response that a function has let go of: every edit would be lost.
+
+    append = extend = insert = remove = pop = clear = sort = reverse = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+
+
 class AppResponse(Response):
     """
     The inner app's response, as `response = yield` gives it: a `starlette.responses.Response`.
@@ -141,6 +152,8 @@ class AppResponse(Response):
     _bytes: bytes | None = None
     # Whether it still can be changed: until the function ends or yields it.
     _open = True
+    # With what it went on; to refuse a status when it is set would cost all who set one in time.
+    _sent_status: int | None = None
     _progress: Progress | None = None
     # Whom `on_sent` has asked to be told, until that was done.
     _observer: Observer | None = None
@@ -163,6 +176,8 @@ class AppResponse(Response):
 
     @raw_headers.setter
     def raw_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if not self._open:
+            _refuse()
         self.headers = _headers(headers)
 
     @property
@@ -315,6 +330,8 @@ class AppResponse(Response):
 
     @background.setter
     def background(self, task: BackgroundTask | None) -> None:
+        if not self._open:
+            _refuse()
         self._background = task
         self._outbound.exchange.complicate()
 
@@ -434,6 +451,8 @@ class AppResponse(Response):
         Settle what is sent; nothing can be changed any more.
         """
         self._open = False
+        self._sent_status = self.status_code
+        self.headers._list = SentHeaders(self.headers._list)
         body = self._body
         if isinstance(body, FixedBody) and body is not self._given_body:
             body.inner.drop()
@@ -488,6 +507,7 @@ lay_out(
     "_body",
     "_given_body",
     "_open",
+    "_sent_status",
     "_observer",
     "_outcome",
     "_progress",

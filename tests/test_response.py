@@ -24,8 +24,18 @@ from starlette.responses import (
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from httpmw import AppResponse, BodyTooLarge, Connection, Flow, HTTPMiddleware, _response
-from tests.harness import Inner, Server, body, request, script, stack, start
+from httpmw import (
+    AppResponse,
+    BodyTooLarge,
+    Connection,
+    Flow,
+    HTTPMiddleware,
+    MiddlewareError,
+    _response,
+)
+from tests.harness import Inner, Server, body, plain_inner, request, script, stack, start
+
+Layers = Callable[[ASGIApp, Callable[..., Any]], ASGIApp]
 
 Dispatch = Callable[[Connection], Flow]
 
@@ -2137,3 +2147,97 @@ async def test_bytes_of_an_answer_to_head_are_not_sent() -> None:
     await request(stack(PlainTextResponse("hello"), mw, fused=True), method="HEAD")
 
     assert seen == [0]
+
+
+# -- too late --------------------------------------------------------------------------------
+
+
+def replaced_list(response: AppResponse) -> None:
+    response.raw_headers = [(b"x-late", b"yes")]
+
+
+LATE: dict[str, Callable[[AppResponse], Any]] = {
+    "set": lambda response: response.headers.__setitem__("x-late", "yes"),
+    "set again": lambda response: response.headers.__setitem__("x-inner", "no"),
+    "delete": lambda response: response.headers.__delitem__("x-inner"),
+    "setdefault": lambda response: response.headers.setdefault("x-late", "yes"),
+    "append": lambda response: response.headers.append("x-late", "yes"),
+    "update": lambda response: response.headers.update({"x-late": "yes"}),
+    "or": lambda response: response.headers.__ior__({"x-late": "yes"}),
+    "vary": lambda response: response.headers.add_vary_header("x-late"),
+    "length": lambda response: response.headers.__setitem__("content-length", "23"),
+    "raw append": lambda response: response.raw_headers.append((b"x-late", b"yes")),
+    "raw extend": lambda response: response.raw_headers.extend([(b"x-late", b"yes")]),
+    "raw insert": lambda response: response.raw_headers.insert(0, (b"x-late", b"yes")),
+    "raw remove": lambda response: response.raw_headers.remove((b"x-inner", b"yes")),
+    "raw pop": lambda response: response.raw_headers.pop(),
+    "raw clear": lambda response: response.raw_headers.clear(),
+    "raw sort": lambda response: response.raw_headers.sort(),
+    "raw reverse": lambda response: response.raw_headers.reverse(),
+    "raw slice": lambda response: response.raw_headers.__setitem__(slice(None), []),
+    "raw delete": lambda response: response.raw_headers.__delitem__(0),
+    "raw add": lambda response: response.raw_headers.__iadd__([(b"x-late", b"yes")]),
+    "raw list": replaced_list,
+    "cookie": lambda response: response.set_cookie("late", "yes"),
+    "no cookie": lambda response: response.delete_cookie("late"),
+    "media type": lambda response: setattr(response, "media_type", "text/html"),
+    "no media type": lambda response: setattr(response, "media_type", None),
+    "background": lambda response: setattr(response, "background", BackgroundTask(print)),
+    "body": lambda response: setattr(response, "body", b"late"),
+    "iterator": lambda response: setattr(response, "body_iterator", response.body_iterator),
+    "status": lambda response: setattr(response, "status_code", 201),
+}
+
+
+@pytest.mark.parametrize("edit", LATE.values(), ids=list(LATE))
+@pytest.mark.parametrize("sends", ["it", "another"])
+async def test_edit_after_the_response_was_sent_is_refused(
+    edit: Callable[[AppResponse], Any], sends: str, layers: Layers
+) -> None:
+    """Whoever edits too late is told so, with the place and what to write instead."""
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        yield response if sends == "it" else PlainTextResponse("another")
+        edit(response)
+
+    server = await request(layers(plain_inner(), mw), keep_error=True)
+
+    assert server.complete
+    assert "x-late" not in server.headers
+    assert isinstance(server.error, MiddlewareError)
+    text = str(server.error)
+    assert f"{Path(__file__).name}:" in text
+    assert "between `response = yield` and" in text
+
+
+@pytest.mark.parametrize("edit", LATE.values(), ids=list(LATE))
+async def test_edits_in_time_are_none_of_that(
+    edit: Callable[[AppResponse], Any], layers: Layers
+) -> None:
+    """The very same edits before `yield response` do what they say."""
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        edit(response)
+        yield response
+
+    server = await request(layers(plain_inner(), mw))
+
+    assert server.complete
+
+
+async def test_response_is_still_readable_after_it_was_sent(layers: Layers) -> None:
+    """Reading is what `yield response` is for."""
+    seen: list[Any] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.headers["x-mine"] = "yes"
+        yield response
+        seen.extend([response.status_code, response.headers["x-mine"], response.media_type])
+        seen.append((b"x-mine", b"yes") in response.raw_headers)
+
+    await request(layers(plain_inner(), mw))
+
+    assert seen == [200, "yes", "text/plain", True]
