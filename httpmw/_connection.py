@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from starlette.requests import ClientDisconnect, empty_receive, empty_send
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from . import _errors
 from ._body import (
@@ -17,7 +17,7 @@ from ._body import (
     as_bytes,
     as_iterator,
 )
-from ._limit import Limit
+from ._limit import NO_CONTEXT_MANAGER, Limit, UploadLimit, Watch
 from ._scope import LayerRequest, StateT
 
 if TYPE_CHECKING:
@@ -260,27 +260,88 @@ class Connection(LayerRequest[StateT]):
         self._may_change("conn.delete_header()")
         self._drop_headers(name.lower().encode("latin-1"))
 
-    def fail_after(self, seconds: float) -> None:
+    def fail_after(
+        self,
+        seconds: float | None = None,
+        *,
+        idle: float | None = None,
+        total: float | None = None,
+    ) -> None:
         """
-        Give the inner app *seconds* to start its response.
+        Limit the time of the inner app; to be called before the yield.
 
-        When they are over it is cancelled and `TimeoutError` is raised at the yield, where it
-        can be answered. The limit ends with the response start. To be called before the yield.
+        When a limit is over the app is cancelled and `DeadlineExceeded` is raised: at the yield,
+        where it can be answered, or, once the response has begun, at `yield response`; the body
+        then breaks off, and the server cuts the connection. Background tasks are not limited.
+
+        On asyncio the task of the request is cancelled, as `asyncio.timeout` does it. That is in
+        time also where the app waits for a thread, as for a `def` endpoint: the thread runs on
+        beside what follows, and its result is lost. On trio a thread is waited for.
 
         Args:
-            seconds: The time, in seconds, from the moment the inner app is called.
+            seconds: How long the app may take to start its response, in seconds.
+            idle: How long it may take for each message that follows, in seconds. The time in which
+                the server takes a message, from an app that is faster than its client, does not
+                count.
+            total: How long it may take from its response start to its last message, in seconds. It
+                does not strike while a layer further out has a message in hand, but right after.
+
+        Raises:
+            MiddlewareError: After the yield, where it would have no effect.
+            TypeError: No limit was given.
+        """
+        exchange = self._before_the_yield("conn.fail_after()")
+        if seconds is None and idle is None and total is None:
+            raise _errors.no_limit("conn.fail_after()")
+        exchange.put_around(lambda app: Limit(app, exchange, seconds, idle, total))
+        return cast(None, NO_CONTEXT_MANAGER)
+
+    def fail_upload_after(self, *, idle: float | None = None, total: float | None = None) -> None:
+        """
+        Limit the time that the client may take for the request's body, from now on.
+
+        Only the time counts in which this layer, or one further in, waits for the client. When a
+        limit is over, what reads the body gets a `DeadlineExceeded` that is an `HTTPException`
+        with status 408 as well. Where no response has begun the answer is a 408 (RFC 9110 section
+        15.5.9), with `connection: close` on HTTP/1, whatever the app makes of the exception; else
+        the body of the response breaks off. To be called before the yield.
+
+        Args:
+            idle: How long the client may take for each message, in seconds.
+            total: How long it may take for all of them, in seconds.
+
+        Raises:
+            MiddlewareError: After the yield, where it would have no effect.
+            TypeError: No limit was given.
+        """
+        exchange = self._before_the_yield("conn.fail_upload_after()")
+        if idle is None and total is None:
+            raise _errors.no_limit("conn.fail_upload_after()")
+        limit = UploadLimit(exchange, idle, total)
+        exchange.server_receive = limit
+        exchange.put_around(limit.around)
+        return cast(None, NO_CONTEXT_MANAGER)
+
+    def cancel_on_disconnect(self) -> None:
+        """
+        Cancel the inner app when the client leaves before the response is complete.
+
+        The app's clean-up runs. At the yield, or at `yield response`, it is a `ClientDisconnect`,
+        which is dropped silently where nobody handles it. Background tasks of a complete response
+        are left alone. To be called before the yield.
+
+        This is the one place where something runs beside the app: a task that waits for what the
+        server says. It takes up to 64 KiB of the request's body ahead of the app; a client that
+        has more to say is not asked, and not watched, until the app reads on.
+
+        The app is cancelled as by `fail_after`.
 
         Raises:
             MiddlewareError: After the yield, where it would have no effect.
         """
-        exchange = self._before_the_yield("conn.fail_after()")
-        outer = exchange.around
-
-        def around(app: ASGIApp) -> ASGIApp:
-            limit = Limit(app, seconds)
-            return limit if outer is None else outer(limit)
-
-        exchange.put_around(around)
+        exchange = self._before_the_yield("conn.cancel_on_disconnect()")
+        exchange.put_around(lambda app: Watch(app, exchange))
+        return cast(None, NO_CONTEXT_MANAGER)
 
     def _before_the_yield(self, what: str) -> Exchange:
         exchange = self._exchange

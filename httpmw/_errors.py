@@ -5,6 +5,7 @@ Every exception that httpmw raises, and the one place where their messages are w
   + MiddlewareError   (RuntimeError)        a middleware function broke the contract
   + NoResponseError   (RuntimeError)        the inner app returned without a response
   + StackError        (ValueError)          a stack of layers cannot be edited in that way
+  + DeadlineExceeded  (TimeoutError)        a time limit that a middleware set was exceeded
   + BodyTooLarge      (HTTPException, 413)  a body went over the limit that a middleware set
 
 Mistakes that can be seen when a layer is made are a plain `TypeError`.
@@ -16,14 +17,22 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Mapping
 from types import CoroutineType, FrameType, FunctionType
-from typing import Any
+from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 
 from ._code import lines_of_yields
 
-__all__ = ["BodyTooLarge", "HTTPMWError", "MiddlewareError", "NoResponseError", "StackError"]
+__all__ = [
+    "BodyTooLarge",
+    "DeadlineExceeded",
+    "HTTPMWError",
+    "MiddlewareError",
+    "NoResponseError",
+    "StackError",
+]
 
 
 class HTTPMWError(Exception):
@@ -70,13 +79,70 @@ class BodyTooLarge(HTTPMWError, HTTPException):
         self.max_size = max_size
 
 
+LimitKind = Literal["start", "idle", "total"]
+
+
+class DeadlineExceeded(HTTPMWError, TimeoutError):
+    """
+    A time limit that a middleware set with `conn.fail_after` was exceeded.
+
+    It is raised for that limit alone: a `TimeoutError` of the inner app's own stays what it is.
+    Where the limit is one of `conn.fail_upload_after`, it is a Starlette `HTTPException` with
+    status 408 as well, and so becomes the answer where nobody handles it.
+
+    Attributes:
+        limit: Which limit: "start", until the response start; "idle", between two messages;
+            "total", all of the body.
+        seconds: How long it was, in seconds.
+    """
+
+    def __init__(self, limit: LimitKind, seconds: float, message: str | None = None) -> None:
+        TimeoutError.__init__(self, message or f"{_LIMITS[limit]} within {seconds} seconds")
+        self.limit = limit
+        self.seconds = seconds
+
+
+_LIMITS: dict[LimitKind, str] = {
+    "start": "the inner app did not start its response",
+    "idle": "the inner app did not go on with its response",
+    "total": "the inner app did not end its response",
+}
+
+
+class UploadDeadlineExceeded(DeadlineExceeded, HTTPException):
+    # RFC 9110 section 15.5.9.
+
+    def __init__(
+        self, limit: LimitKind, seconds: float, headers: Mapping[str, str] | None = None
+    ) -> None:
+        HTTPException.__init__(self, 408, "The request body took too long", headers)
+        what = "go on with" if limit == "idle" else "end"
+        DeadlineExceeded.__init__(
+            self,
+            limit,
+            seconds,
+            f"the client did not {what} the request body within {seconds} seconds",
+        )
+
+
+UploadDeadlineExceeded.__name__ = UploadDeadlineExceeded.__qualname__ = "DeadlineExceeded"
+
+
 class BodyNotRead(MiddlewareError, AttributeError):
     # Also an AttributeError, so that `hasattr(response, "body")` answers False instead of failing.
     pass
 
 
 # A traceback names the place to import it from.
-for _each in (HTTPMWError, MiddlewareError, NoResponseError, StackError, BodyTooLarge):
+for _each in (
+    HTTPMWError,
+    MiddlewareError,
+    NoResponseError,
+    StackError,
+    DeadlineExceeded,
+    UploadDeadlineExceeded,
+    BodyTooLarge,
+):
     _each.__module__ = "httpmw"
 
 
@@ -462,6 +528,22 @@ def transform_cancelled() -> MiddlewareError:
         "the request body cannot be read any further: the async generator that a middleware "
         "assigned to `conn.body_iterator` was cancelled while it waited for something of its own.\n"
         "In the generator wait for nothing but its input, or shield what it waits for."
+    )
+
+
+def no_limit(what: str) -> TypeError:
+    return TypeError(
+        f"{_caller()} called {what} without a limit.\n"
+        "Write `conn.fail_after(seconds)`, or `idle=` or `total=` with seconds."
+    )
+
+
+def no_context_manager() -> TypeError:
+    return TypeError(
+        f"{_caller()} used a time limit of `conn` in a `with` statement; it is no context "
+        "manager, as the inner app runs while the function waits at its yield.\n"
+        "Call it before the yield, `conn.fail_after(seconds)`, and catch `DeadlineExceeded` "
+        "around `response = yield`."
     )
 
 

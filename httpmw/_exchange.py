@@ -323,7 +323,7 @@ class Exchange(Outbound):
 
     # As in `Outbound`: what only some requests come to.
 
-    # What a flow wants around all that is further in: Connection.fail_after().
+    # What a flow wants around all that is further in: `Connection.fail_after` and its like.
     around: Callable[[ASGIApp], ASGIApp] | None = None
     # Where the next layer inward gets the request from; None: straight from the server.
     incoming: Incoming | None = None
@@ -405,7 +405,11 @@ class Exchange(Outbound):
             self.app = self.around(self.app)
 
     def put_around(self, around: Callable[[ASGIApp], ASGIApp]) -> None:
-        self.around = around
+        """
+        Put something around all that is further in, outside of which stands what is there already.
+        """
+        outer = self.around
+        self.around = around if outer is None else lambda app: outer(around(app))
         self.complicate()
 
     def send_inward(self, incoming: Incoming) -> None:
@@ -704,11 +708,15 @@ class Exchange(Outbound):
             cancellation = await _context.pending_cancellation()
         if cancellation is not None:
             return cancellation
-        if gone:
-            if self.disconnect is None:
-                self.disconnect = ClientDisconnect()
-            return self.disconnect
-        return _errors.no_response(self.source)
+        return self.client_gone() if gone else _errors.no_response(self.source)
+
+    def client_gone(self) -> ClientDisconnect:
+        """
+        Give what is raised for a client that has left, and dropped where nobody handles it.
+        """
+        if self.disconnect is None:
+            self.disconnect = ClientDisconnect()
+        return self.disconnect
 
     async def truncated(self, source: ASGIApp) -> BaseException:
         """

@@ -200,19 +200,44 @@ class Outbound(Driven):
         else:
             observer.callbacks = (*observer.callbacks, callback)
 
+    def _further_out(self) -> Outbound | None:
+        """
+        The way of these messages through the next adapter further out.
+
+        It is found where nobody else has put a `receive` of his own in between.
+        """
+        outbound = getattr(self.exchange.server_receive, "__self__", None)
+        return outbound if isinstance(outbound, Outbound) else None
+
     async def _all_quiet(self) -> None:
         """
         Wait until nothing that the source has sent is being worked on, here or further out.
-
-        Further out is as far as nobody else has put a `receive` of his own in between.
         """
-        outbound: Any = self
-        while isinstance(outbound, Outbound):
+        outbound: Outbound | None = self
+        while outbound is not None:
             if outbound.taken:
                 await outbound.wait()
                 outbound = self  # what is done here may be in hand there by now
             else:
-                outbound = getattr(outbound.exchange.server_receive, "__self__", None)
+                outbound = outbound._further_out()
+
+    def is_straight(self) -> bool:
+        """
+        Whether the messages go straight to the server, so that no function has them in hand.
+        """
+        outbound: Outbound | None = self
+        while outbound is not None and outbound.state in (PASSING, COUNTED):
+            outbound = outbound._further_out()
+        return outbound is None
+
+    def is_discarded(self) -> bool:
+        """
+        Whether another response was sent in place of this one, here or further out.
+        """
+        outbound: Outbound | None = self
+        while outbound is not None and outbound.state not in (DISCARDED, DRAINED):
+            outbound = outbound._further_out()
+        return outbound is not None
 
     # ------------------------------------------------------------------ send, by state
 

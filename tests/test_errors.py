@@ -35,6 +35,7 @@ from httpmw import (
     AppResponse,
     BodyTooLarge,
     Connection,
+    DeadlineExceeded,
     Flow,
     HTTPMiddleware,
     HTTPMWError,
@@ -82,6 +83,8 @@ async def misuse(app: ASGIApp, **options: Any) -> tuple[MiddlewareError, Server]
         (NoResponseError, RuntimeError),
         (BodyTooLarge, HTTPMWError),
         (BodyTooLarge, HTTPException),
+        (DeadlineExceeded, HTTPMWError),
+        (DeadlineExceeded, TimeoutError),
     ],
 )
 def test_tree(error: type[Exception], base: type[Exception]) -> None:
@@ -90,7 +93,7 @@ def test_tree(error: type[Exception], base: type[Exception]) -> None:
 
 
 def test_tree_is_whole() -> None:
-    """The package has these five exceptions and no other public one."""
+    """The package has these six exceptions and no other public one."""
     public = {
         name
         for name in httpmw.__all__
@@ -99,6 +102,7 @@ def test_tree_is_whole() -> None:
 
     assert public == {
         "BodyTooLarge",
+        "DeadlineExceeded",
         "HTTPMWError",
         "MiddlewareError",
         "NoResponseError",

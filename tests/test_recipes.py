@@ -1150,8 +1150,8 @@ async def test_time_limit_until_the_end(app_with, monkeypatch, anyio_backend):
 
 
 async def test_upload_that_takes_too_long_is_given_up(app_with, monkeypatch):
-    """A client that does not send its body in time gets a 408, and the app is not run."""
-    app = app_with({"/": echo}, time_limits.until_the_upload_is_here)
+    """A client that does not send its body in time gets a 408."""
+    app = app_with({"/": echo}, time_limits.while_it_uploads)
 
     async def stalling(scope, receive, send):
         await app(scope, anyio.sleep_forever, send)
@@ -1249,6 +1249,20 @@ async def test_what_is_not_tried_again(monkeypatch, failures, error, options, ru
 
     assert isinstance(result.exception, error)
     assert tries.failures == failures - runs
+
+
+async def test_stream_that_falls_silent_is_cut_off(app_with, monkeypatch):
+    """A stream that goes on is left alone; one that falls silent is cut."""
+
+    async def endless(request: Request) -> Response:
+        return StreamingResponse(Endless(b"abc"))
+
+    app = app_with({"/endless": endless, "/hello": hello}, time_limits.while_it_streams)
+
+    assert (await run(app=app, path="/hello")).status == 200
+    monkeypatch.setattr(time_limits, "IDLE_SECONDS", 0.05)
+    cut = await run(app=app, path="/endless", keep_error=True)
+    assert (cut.status, cut.body, cut.outcome) == (200, b"abc", "failed")
 
 
 @pytest.fixture

@@ -349,18 +349,22 @@ async def test_time_limit_that_is_kept() -> None:
     assert flow.status == 204
 
 
-async def test_cancel_under_a_time_limit() -> None:
-    """The scope of a time limit and that of a cancellation would be crossed: it is refused."""
+async def test_cancel_under_a_time_limit(anyio_backend: str) -> None:
+    """On trio a time limit is a scope, which a cancellation would cross: it is refused."""
 
     async def long(conn: Connection) -> Flow:
         conn.fail_after(3600)
         yield
 
     async with step(long) as flow:
-        with pytest.raises(RuntimeError, match="while a time limit of its middleware is running"):
+        if anyio_backend == "trio":
+            with pytest.raises(RuntimeError, match="while a time limit of its middleware is run"):
+                await flow.cancel()
+            await flow.respond()
+            await flow.finish()
+        else:
             await flow.cancel()
-        await flow.respond()
-        await flow.finish()
+            assert flow.ended
 
 
 async def test_block_that_is_left() -> None:

@@ -24,9 +24,12 @@ class Mutation(NamedTuple):
     equivalent: str = ""
 
 
-EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE, SCOPE = (
+EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE, SCOPE, LIMIT = (
     f"httpmw/_{name}.py"
-    for name in ("exchange", "travel", "body", "drive", "context", "response", "observe", "scope")
+    for name in (
+        *("exchange", "travel", "body", "drive", "context", "response", "observe", "scope"),
+        "limit",
+    )
 )
 
 MUTATIONS = [
@@ -208,7 +211,7 @@ MUTATIONS = [
     Mutation(
         "a disconnect is told during a step further out",
         TRAVEL,
-        """outbound = getattr(outbound.exchange.server_receive, "__self__", None)""",
+        """outbound = getattr(self.exchange.server_receive, "__self__", None)""",
         """outbound = None""",
         tests="tests/test_schedules.py::test_disconnect_waits_for_the_layers_further_out_as_well",
     ),
@@ -379,10 +382,8 @@ MUTATIONS = [
     Mutation(
         "no response is reported where the client has left",
         EXCHANGE,
-        """        if gone:
-            if self.disconnect is None:""",
-        """        if False:
-            if self.disconnect is None:""",
+        "return self.client_gone() if gone else _errors.no_response(self.source)",
+        "return _errors.no_response(self.source)",
     ),
     Mutation(
         "a client that left is an error of the app",
@@ -663,6 +664,63 @@ MUTATIONS = [
         "if failure is None and self.plain:",
         "if failure is None:",
         tests="tests/test_tasks_and_contexts.py::test_end_leaves_nothing_to_the_garbage_collector",
+    ),
+    # Limits.
+    Mutation(
+        "a slow client counts as a silent app",
+        LIMIT,
+        "self._cut.move(self._end if self._exchange.is_straight() else math.inf)",
+        "pass",
+        tests="tests/test_limits.py::test_idle_stands_still_while_the_server_sends",
+    ),
+    Mutation(
+        "a limit cuts off what layers further out do",
+        LIMIT,
+        "self._cut.move(self._end if self._exchange.is_straight() else math.inf)",
+        "self._cut.move(self._end)",
+        tests="tests/test_limits.py::test_total_does_not_cut_layers_further_out",
+    ),
+    Mutation(
+        "what an app says after its time goes out",
+        LIMIT,
+        "if self._cut.struck and self._next is not None:",
+        "if False:",
+        tests="tests/test_limits.py::test_nothing_of_an_app_that_swallows_it_is_sent",
+    ),
+    Mutation(
+        "background tasks are limited",
+        LIMIT,
+        "self._go_on(over=last or self._exchange.is_discarded())",
+        "self._go_on(over=self._exchange.is_discarded())",
+        tests="tests/test_limits.py::test_background_tasks_are_not_limited",
+    ),
+    Mutation(
+        "a limit swallows the cancellations of others",
+        LIMIT,
+        "and self._task.uncancel() <= self._before",
+        "and self._task.uncancel() >= 0",
+        tests="tests/test_limits.py::test_other_cancellations_go_on",
+    ),
+    Mutation(
+        "an upload that takes too long is answered by the app",
+        LIMIT,
+        """if not starts or message["status"] != REQUEST_TIMEOUT:""",
+        "if False:",
+        tests="tests/test_limits.py::test_upload_that_stops",
+    ),
+    Mutation(
+        "who watches the client takes an upload without a bound",
+        LIMIT,
+        "while self._size >= self.AHEAD:",
+        "while False:",
+        tests="tests/test_limits.py::test_back_pressure_is_kept",
+    ),
+    Mutation(
+        "a background task is cancelled when the client leaves",
+        LIMIT,
+        "elif not self._over and is_last(message, trailers=trailers):",
+        "elif False:",
+        tests="tests/test_limits.py::test_background_task_of_a_complete_response",
     ),
     Mutation(
         "who waits for the last message is told when the app has ended",

@@ -24,6 +24,7 @@ from httpmw import (
     AppResponse,
     BodyTooLarge,
     Connection,
+    DeadlineExceeded,
     Flow,
     HTTPMiddleware,
     HTTPMWError,
@@ -264,6 +265,10 @@ async def connection(conn: Connection) -> Flow:
     conn.replace_body("data")
     conn.body_iterator = upper(conn.body_iterator)
     conn.fail_after(1.5)
+    conn.fail_after(1, idle=2, total=3.5)
+    conn.fail_after(idle=2)
+    conn.fail_upload_after(idle=1, total=2.5)
+    conn.cancel_on_disconnect()
     assert_type(await conn.is_disconnected(), bool)
     yield
     del as_request
@@ -302,5 +307,8 @@ async def response(conn: Connection) -> Flow:
 library_errors: list[type[HTTPMWError]] = [MiddlewareError, NoResponseError, BodyTooLarge]
 runtime_errors: list[type[RuntimeError]] = [MiddlewareError, NoResponseError]
 http_error: type[HTTPException] = BodyTooLarge
+timeout_error: type[TimeoutError] = DeadlineExceeded
+assert_type(DeadlineExceeded("start", 1.5).seconds, float)
+assert_type(DeadlineExceeded("start", 1.5).limit, Literal["start", "idle", "total"])
 assert_type(BodyTooLarge(1_000).max_size, int)
 assert_type(BodyTooLarge(1_000).headers, Mapping[str, str] | None)

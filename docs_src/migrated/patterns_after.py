@@ -5,7 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from docs_src.migrated.patterns_shared import sign, span, upper
-from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw import Connection, DeadlineExceeded, Flow, HTTPMiddleware
 
 log = logging.getLogger("patterns")
 
@@ -102,7 +102,7 @@ async def deadline(conn: Connection) -> Flow:
     conn.fail_after(1)
     try:
         yield
-    except TimeoutError:
+    except DeadlineExceeded:
         yield PlainTextResponse("slow", 504)
     # --8<-- [end:deadline]
 

@@ -1,14 +1,13 @@
 import asyncio
 
-import anyio
 from starlette.responses import PlainTextResponse
 
-from httpmw import Connection, Flow
+from httpmw import Connection, DeadlineExceeded, Flow
 
 START_SECONDS = 30.0
+IDLE_SECONDS = 60.0
 WHOLE_SECONDS = 300.0
 UPLOAD_SECONDS = 60.0
-LARGEST = 10_000_000  # bytes
 
 
 async def until_the_start(conn: Connection) -> Flow:
@@ -18,8 +17,16 @@ async def until_the_start(conn: Connection) -> Flow:
     conn.fail_after(START_SECONDS)
     try:
         yield
-    except TimeoutError:
+    except DeadlineExceeded:
         yield PlainTextResponse("too slow", 504)
+
+
+async def while_it_streams(conn: Connection) -> Flow:
+    """
+    A stream may fall silent this long; then it is cut off.
+    """
+    conn.fail_after(idle=IDLE_SECONDS)
+    yield
 
 
 async def until_the_end(conn: Connection) -> Flow:
@@ -28,23 +35,19 @@ async def until_the_end(conn: Connection) -> Flow:
     """
     response = None
     try:
-        async with asyncio.timeout(WHOLE_SECONDS):
+        async with asyncio.timeout(WHOLE_SECONDS) as limit:
             response = yield
             yield response
     except TimeoutError:
-        if response is not None:
-            raise  # it has begun: the server cuts the connection
+        # One of the app's own is not ours; and what has begun, the server cuts.
+        if response is not None or not limit.expired():
+            raise
         yield PlainTextResponse("too slow", 504)
 
 
-async def until_the_upload_is_here(conn: Connection) -> Flow:
+async def while_it_uploads(conn: Connection) -> Flow:
     """
-    The client has this long to send its body, which is read before the app runs.
+    The client may keep who reads its body waiting this long; then it is a 408.
     """
-    try:
-        with anyio.fail_after(UPLOAD_SECONDS):  # closed again before the yield
-            await conn.body(max_size=LARGEST)
-    except TimeoutError:
-        yield PlainTextResponse("too slow", 408)
-        return
+    conn.fail_upload_after(idle=UPLOAD_SECONDS)
     yield

@@ -284,8 +284,8 @@ class step(Sent):  # noqa: N801 - used like a function
         Cancel the request, as a server does that shuts down.
 
         Raises:
-            RuntimeError: A time limit of the middleware is running (`conn.fail_after()`); its
-                scope and that of the cancellation would be crossed.
+            RuntimeError: On trio, a time limit of the middleware is running
+                (`conn.fail_after()`); its scope and that of the cancellation would be crossed.
         """
         if self._is_limited:
             raise RuntimeError(

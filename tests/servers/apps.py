@@ -10,7 +10,9 @@ The application that the real servers run: `tests.servers.apps:app`.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -26,7 +28,7 @@ from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import (
     FileResponse,
     JSONResponse,
@@ -38,7 +40,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from docs_src.recipes.head_as_get import head_as_get
-from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw import Connection, DeadlineExceeded, Flow, HTTPMiddleware
 from httpmw.compat import BaseHTTPMiddleware, RequestResponseEndpoint
 from tests.harness import PassThrough
 
@@ -64,6 +66,7 @@ class Exchange:
         self.notes: dict[str, Any] = {}
         self.empty = anyio.Event()
         self.released = anyio.Event()
+        self.go_on = threading.Event()
 
     @contextmanager
     def enter(self, name: str) -> Iterator[None]:
@@ -122,7 +125,9 @@ async def read_notes(request: Request) -> Response:
 
 
 async def release(request: Request) -> Response:
-    ledger[request.path_params["id"]].released.set()
+    exchange = ledger[request.path_params["id"]]
+    exchange.released.set()
+    exchange.go_on.set()
     return Response()
 
 
@@ -215,6 +220,57 @@ async def read_response(conn: Connection) -> Flow:
     exchange_of(conn.scope).notes["response read"] = digest(await response.read())
 
 
+async def deadline(conn: Connection) -> Flow:
+    """Give the app a time limit."""
+    conn.fail_after(0.2, idle=0.2)
+    try:
+        response = yield
+    except DeadlineExceeded:
+        yield PlainTextResponse("too slow", 504)
+        return
+    try:
+        yield response
+    except DeadlineExceeded:
+        raise Intended(conn.query_params["id"]) from None
+
+
+async def upload_limit(conn: Connection) -> Flow:
+    """Give the client a time limit for its upload."""
+    conn.fail_upload_after(idle=0.2)
+    yield
+
+
+async def cancelling(conn: Connection) -> Flow:
+    """Cancel the app when the client leaves."""
+    conn.cancel_on_disconnect()
+    try:
+        yield
+    except ClientDisconnect:
+        exchange_of(conn.scope).notes["at the yield"] = "ClientDisconnect"
+        raise
+
+
+async def small_wait(conn: Connection) -> Flow:
+    """Read the response within a time limit, as in docs/limits.md."""
+    response = yield
+    try:
+        async with asyncio.timeout(0.1):
+            await response.read()
+    except TimeoutError:
+        yield PlainTextResponse("the body took too long", 504)
+
+
+async def small_loop(conn: Connection) -> Flow:
+    """Iterate over the response within a time limit."""
+    response = yield
+    try:
+        async with asyncio.timeout(0.1):
+            async for _ in response.body_iterator:
+                pass
+    except TimeoutError:
+        yield PlainTextResponse("the body took too long", 504)
+
+
 async def transform_response(conn: Connection) -> Flow:
     """Change the response on its way to the client."""
     response = yield
@@ -288,6 +344,11 @@ FUNCTIONS: list[Callable[[Connection], Flow]] = [
     replace,
     hold,
     fail,
+    deadline,
+    upload_limit,
+    cancelling,
+    small_wait,
+    small_loop,
     transform_response,
     read_response,
     transform_request,
@@ -403,6 +464,27 @@ async def unread(request: Request) -> Response:
     return PlainTextResponse(PLAIN)
 
 
+def thread(request: Request) -> Response:
+    """Hold a thread until the test lets go of it."""
+    exchange = exchange_of(request.scope)
+    exchange.notes["thread"] = "began"
+    exchange.go_on.wait(PATIENCE)
+    exchange.notes["thread"] = "ended"
+    return PlainTextResponse(PLAIN)
+
+
+async def silent(request: Request) -> Response:
+    """Answer nothing, and do not listen; as one that waits for somebody else."""
+    exchange = exchange_of(request.scope)
+    exchange.notes["waits"] = True
+    try:
+        await anyio.sleep_forever()
+    except BaseException as error:
+        exchange.notes["cancelled"] = type(error).__name__
+        raise
+    raise AssertionError
+
+
 async def fail_before(request: Request) -> Response:
     raise Intended(request.query_params["id"])
 
@@ -421,7 +503,10 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterato
 
 
 def routes() -> list[BaseRoute]:
-    get = (plain, stream, variable, file, path, events, busy, idle, sse, fail_before, fail_within)
+    get = (
+        *(plain, stream, variable, file, path, events, busy, idle, sse),
+        *(fail_before, fail_within, thread, silent),
+    )
     post = (upload, unread)
     return [
         *(Route(f"/{endpoint.__name__}", endpoint) for endpoint in get),

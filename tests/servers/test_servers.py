@@ -254,6 +254,71 @@ def test_replaced_response(ask: Ask, path: str) -> None:
     assert port(again) == port(response)
 
 
+@pytest.mark.parametrize("path", ["/idle", "/events"])
+@pytest.mark.parametrize("function", ["small_wait", "small_loop"])
+def test_time_limit_around_a_body(ask: Ask, server: Server, path: str, function: str) -> None:
+    """A body that does not come in time is answered by the function that waits for it."""
+    if not server.kind.runs_asyncio:
+        pytest.skip("asyncio.timeout() is asyncio's")
+    response = ask.request(path, function)
+
+    assert (response.status_code, response.text) == (504, "the body took too long")
+    notes = ask.ledger()
+    assert (notes["status"], notes["outcome"]) == (504, "completed")
+
+
+def test_time_limit_of_a_thread(ask: Ask, server: Server) -> None:
+    """On asyncio a `def` endpoint is answered while its thread still runs."""
+    if not server.kind.runs_asyncio:
+        pytest.skip("trio waits for threads")
+    response = ask.request("/thread", "deadline")
+
+    assert (response.status_code, response.text) == (504, "too slow")
+    assert server.notes(ask.id)["thread"] == "began"
+    server.release(ask.id)
+    assert ask.ledger()["status"] == 504
+    eventually(lambda: server.notes(ask.id)["thread"] == "ended")
+
+
+def test_stream_that_falls_silent(ask: Ask, server: Server) -> None:
+    """A stream that falls silent is cut off, and looks so."""
+    with (
+        ask.stream("/idle", "deadline") as response,
+        pytest.raises(httpx2.RemoteProtocolError),
+    ):
+        response.read()
+
+    assert ask.ledger()["outcome"] == "failed"
+    server.expect(ask.id)
+
+
+def test_upload_that_stops(ask: Ask, server: Server) -> None:
+    """An upload that stops is answered with 408, and the connection closed."""
+    query = f"?id={ask.id}&do=upload_limit"
+    with server.connect() as connection:
+        connection.sendall(
+            f"POST {ask.prefix}/upload{query} HTTP/1.1\r\nhost: a\r\n"
+            "content-length: 100\r\n\r\nhalf".encode()
+        )
+        answer = connection.makefile("rb").read()  # to the end of the connection
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert ask.ledger()["status"] == 408
+
+
+def test_app_that_does_not_listen_is_cancelled(ask: Ask, server: Server) -> None:
+    """An app that waits for somebody else is cancelled when its client leaves."""
+    with server.connect() as connection:
+        target = f"{ask.prefix}/silent?id={ask.id}&do=cancelling"
+        connection.sendall(f"GET {target} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        eventually(lambda: server.notes(ask.id).get("waits"))
+
+    notes = ask.ledger()
+    assert notes["cancelled"] in ("CancelledError", "Cancelled")
+    assert notes["at the yield"] == "ClientDisconnect"
+
+
 def test_early_answer(ask: Ask) -> None:
     """An early answer arrives, and the app is not run."""
     response = ask.request("/events", "answer")
