@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextvars import Context
+from types import MethodType
 from typing import Any, Final
 from weakref import ref
 
@@ -228,6 +229,40 @@ def without_cancellations(exc: BaseException | None) -> BaseException | None:
     if isinstance(exc, BaseExceptionGroup):
         return exc.split(is_cancellation)[1]
     return None if is_cancellation(exc) else exc
+
+
+def holds_expired_limit(coroutine: Any) -> bool:
+    """
+    Whether *coroutine*, or what it waits for, is inside of an `asyncio.timeout` that is over.
+
+    A block that is entered is held by its frame, and that is shown to the garbage collector only.
+    """
+    found = {id(coroutine)}
+    looked_at = [coroutine]
+    for each in looked_at:  # it grows
+        for referent in gc.get_referents(each):
+            if isinstance(referent, MethodType):
+                limit = referent.__self__
+                if isinstance(limit, asyncio.Timeout) and limit.expired():
+                    return True
+            elif id(referent) not in found and type(referent).__name__ in _AWAITED:
+                found.add(id(referent))
+                looked_at.append(referent)
+    return False
+
+
+# What a chain of coroutines is made of; most of these types have no name that can be imported.
+_AWAITED: Final = frozenset(
+    {
+        "async_generator",
+        "async_generator_asend",
+        "async_generator_athrow",
+        "coroutine",
+        "coroutine_wrapper",
+        "generator",
+        "anext_awaitable",
+    }
+)
 
 
 def cancellations(task: Any) -> int:

@@ -79,6 +79,15 @@ class Driven(Turn):
         """
         return self._paused
 
+    def is_out_of_time(self) -> bool:
+        """
+        Whether a time limit inside of the coroutine, which waits, is over.
+
+        `asyncio.timeout` cancels the task in which it was entered. That may be one that the source
+        had made to send its messages, which has ended by that, and nobody else has heard of it.
+        """
+        return _context.holds_expired_limit(self._coroutine)
+
     def start(self, coroutine: Any, *, begun: bool = False) -> Awaitable[Any]:
         """
         Advance *coroutine* until it ends or waits for a message; give its value or `PAUSED`.

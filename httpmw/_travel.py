@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from collections.abc import Awaitable, Sequence
@@ -778,10 +779,14 @@ class Outbound(Driven):
         while exchange.tails and not isinstance(exchange.tails[0].body, TransformedBody):
             failure = await exchange.end_first(failure)
         # Whoever waits again is told the same again.
-        thrown: BaseException | None
-        thrown = self.thrown = failure or await exchange.truncated(source)
-        if _context.is_cancellation(thrown):
-            failure = thrown
+        thrown: BaseException | None = failure
+        if thrown is None:
+            thrown = await exchange.truncated(source)
+            if _context.is_cancellation(thrown):
+                failure = thrown
+            elif not exchange.gone and self.is_out_of_time():
+                thrown = asyncio.CancelledError()
+        self.thrown = thrown
         try:
             while self.paused:
                 await self.fail(self.thrown)

@@ -723,6 +723,13 @@ MUTATIONS = [
         tests="tests/test_limits.py::test_background_task_of_a_complete_response",
     ),
     Mutation(
+        "a time limit around a body is taken for an app that returned",
+        TRAVEL,
+        "elif not exchange.gone and self.is_out_of_time():",
+        "elif False:",
+        tests="tests/test_read_limits.py::test_limit_is_answered",
+    ),
+    Mutation(
         "who waits for the last message is told when the app has ended",
         BODY,
         """                if self.observers:
