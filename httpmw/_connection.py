@@ -17,7 +17,7 @@ from ._body import (
     as_bytes,
     as_iterator,
 )
-from ._limit import NO_CONTEXT_MANAGER, Limit, UploadLimit, Watch
+from ._limit import Limit, UploadLimit, Watch
 from ._scope import LayerRequest, StateT
 
 if TYPE_CHECKING:
@@ -294,7 +294,6 @@ class Connection(LayerRequest[StateT]):
         if seconds is None and idle is None and total is None:
             raise _errors.no_limit("conn.fail_after()")
         exchange.put_around(lambda app: Limit(app, exchange, seconds, idle, total))
-        return cast(None, NO_CONTEXT_MANAGER)
 
     def fail_upload_after(self, *, idle: float | None = None, total: float | None = None) -> None:
         """
@@ -320,7 +319,6 @@ class Connection(LayerRequest[StateT]):
         limit = UploadLimit(exchange, idle, total)
         exchange.server_receive = limit
         exchange.put_around(limit.around)
-        return cast(None, NO_CONTEXT_MANAGER)
 
     def cancel_on_disconnect(self) -> None:
         """
@@ -341,7 +339,6 @@ class Connection(LayerRequest[StateT]):
         """
         exchange = self._before_the_yield("conn.cancel_on_disconnect()")
         exchange.put_around(lambda app: Watch(app, exchange))
-        return cast(None, NO_CONTEXT_MANAGER)
 
     def _before_the_yield(self, what: str) -> Exchange:
         exchange = self._exchange

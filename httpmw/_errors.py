@@ -538,15 +538,6 @@ def no_limit(what: str) -> TypeError:
     )
 
 
-def no_context_manager() -> TypeError:
-    return TypeError(
-        f"{_caller()} used a time limit of `conn` in a `with` statement; it is no context "
-        "manager, as the inner app runs while the function waits at its yield.\n"
-        "Call it before the yield, `conn.fail_after(seconds)`, and catch `DeadlineExceeded` "
-        "around `response = yield`."
-    )
-
-
 def request_body_taken() -> MiddlewareError:
     return MiddlewareError(
         f"{_caller()} cannot read the request body any more: the inner app has begun to.\n"

@@ -197,6 +197,7 @@ class Adapter:
                     if flow is None:  # it is not there, whatever it did before
                         if not exchange.plain:
                             exchange.around = None
+                            exchange.server_receive = receive
                             incoming = exchange.incoming = incoming or exchange._outermost
                         continue
                     if type(flow) is AsyncGeneratorType:

@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -229,22 +229,6 @@ class Limit:
             idle = anyio.current_time() + self._seconds["idle"]
             self._next = "total" if self._end <= idle else "idle"
             self._cut.move(min(idle, self._end))
-
-
-class _Explaining:
-    # What `fail_after` and its like return, for those who write `with` before them.
-
-    def __enter__(self) -> NoReturn:
-        raise _errors.no_context_manager()
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    __aenter__ = __enter__
-    __aexit__ = __exit__
-
-
-NO_CONTEXT_MANAGER: Final[Any] = _Explaining()
 
 
 # ---------------------------------------------------------------------- the request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import httpmw
-from httpmw import Connection, DeadlineExceeded, Flow, HTTPMiddleware
+from httpmw import Connection, DeadlineExceeded, Flow, HTTPMiddleware, _limit
 from httpmw.testing import Server
 from tests.harness import Chunks, body, explained, request, script, stack, start
 
@@ -203,25 +204,6 @@ async def test_no_limit_is_refused(fused: bool) -> None:
     assert server.body == b"x"
 
 
-async def test_with_statement_is_refused() -> None:
-    """In a `with` statement it says what to write."""
-
-    async def layer(conn: Connection) -> Flow:
-        with (
-            pytest.raises(TypeError, match="no context manager") as caught,
-            conn.fail_after(5),  # type: ignore[attr-defined]  # pyrefly: ignore
-        ):
-            pass
-        explained(caught.value, layer, "around `response = yield`")
-        with pytest.raises(TypeError, match="no context manager"):
-            async with conn.fail_after(5):  # type: ignore[attr-defined]  # pyrefly: ignore
-                pass
-        yield
-
-    server = await request(HTTPMiddleware(script(start(), body(b"x")), dispatch=layer))
-    assert server.body == b"x"
-
-
 # -- the body that follows -------------------------------------------------------------------
 
 
@@ -368,25 +350,44 @@ async def test_total_does_not_cut_layers_further_out(spec: str | None, fused: bo
 
 
 @pytest.mark.parametrize("limit", ["idle", "total"])
-async def test_background_tasks_are_not_limited(limit: str, spec: str | None, fused: bool) -> None:
-    """What the app does behind its last message has all the time it takes."""
-    log: list[str] = []
+async def test_background_tasks_are_not_limited(
+    limit: str, spec: str | None, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the app does behind its last message has no deadline."""
+    deadlines: list[float] = []
+    found: list[bool] = []
 
-    async def background() -> None:
-        await anyio.sleep(SOON * 2)  # the time itself is what is tested
-        log.append("background")
+    def noting(cut: type[Any]) -> None:
+        move = cut.move
+
+        def noted(self: Any, deadline: float) -> None:
+            deadlines.append(deadline)
+            move(self, deadline)
+
+        monkeypatch.setattr(cut, "move", noted)
+
+    noting(_limit.TaskCut)
+    noting(_limit.ScopeCut)
+
+    class Looking(Chunks):
+        async def __anext__(self) -> bytes:
+            found.append(math.isfinite(deadlines[-1]))
+            return await super().__anext__()
+
+    def background() -> None:
+        found.append(math.isfinite(deadlines[-1]))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        response = StreamingResponse(Chunks(b"ab"), background=BackgroundTask(background))
+        response = StreamingResponse(Looking(b"ab"), background=BackgroundTask(background))
         await response(scope, receive, send)
 
     def prepare(conn: Connection) -> None:
-        conn.fail_after(**{limit: SOON})
+        conn.fail_after(**{limit: LATE})
 
     server = await request(stack(app, quiet, Seen().layer(prepare), fused=fused), spec=spec)
 
     assert server.body == b"ab"
-    assert log == ["background"]
+    assert found == [True, True, False]
 
 
 async def test_nothing_of_an_app_that_swallows_it_is_sent(fused: bool) -> None:
@@ -553,6 +554,26 @@ async def test_upload_that_stops(app: ASGIApp, http: str, fused: bool) -> None:
     assert status == 408
     assert headers.get(b"connection") == (None if http == "2" else b"close")
     assert b"too long" in data
+
+
+async def test_upload_limit_of_a_layer_that_stepped_aside() -> None:
+    """A function that sets a limit and then steps aside limits nobody."""
+
+    def aside(conn: Connection) -> Any:
+        if conn.method == "POST":
+            conn.fail_upload_after(idle=0)
+            return None
+        return quiet(conn)
+
+    async def late() -> Message:
+        await anyio.sleep(SOON)
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    client = Uploading()
+    client.receive = late  # type: ignore[method-assign]
+    status, *_ = await client.run(stack(raw, aside, quiet, fused=True))
+
+    assert status == 200
 
 
 async def test_upload_that_trickles(fused: bool) -> None:
