@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import anyio
 import anyio.to_thread
@@ -45,6 +46,8 @@ _END: Final = object()
 LOOK_AHEAD: Final = 64 * 1024
 _MANY: Final = 64
 _SMALL: Final = 4 * 1024
+# Of a response: up to so many bytes.
+_JOINED: Final = 32 * 1024
 
 
 def as_bytes(data: Any, charset: str = "utf-8") -> bytes:
@@ -561,6 +564,7 @@ class Body:
         self.ended = False
         self.transformed = False
         self.in_use = False
+        self.readers: list[ref[ResponseChunks]] = []
 
     @property
     def source(self) -> Body:
@@ -591,10 +595,49 @@ class Body:
     async def take(self) -> Message:
         return self.ahead.popleft() if self.ahead else await self.pull()
 
-    async def peek(self, position: int) -> Message:
-        while len(self.ahead) <= position:
-            self.ahead.append(await self.pull())
-        return self.ahead[position]
+    async def peek(self, reader: ResponseChunks) -> Message:
+        """
+        Give the message that *reader* comes to, and leave it for whoever takes the body.
+        """
+        ahead = self.ahead
+        reader.joined = False
+        while len(ahead) <= reader.position:
+            message = await self.pull()
+            if len(ahead) < _MANY or not self._join(message, reader):
+                ahead.append(message)
+            elif reader.joined:
+                return message
+        message = ahead[reader.position]
+        reader.position += 1
+        return message
+
+    def _join(self, message: Message, reader: ResponseChunks) -> bool:
+        """
+        Make a small message one with the last of many, so that memory is that of their bytes.
+
+        One without content is not kept at all. Whoever else has read as far as here would miss it.
+        """
+        if message["type"] != "http.response.body" or not message.get("more_body"):
+            return False
+        chunk, last = message.get("body", b""), self.ahead[-1]
+        if not chunk:
+            return True
+        held = last.get("body", b"")
+        if (
+            not held
+            or type(held) is not bytes
+            or type(chunk) is not bytes
+            or len(held) + len(chunk) > _JOINED
+            or reader.position != len(self.ahead)
+            or any(
+                other is not reader and other is not None and other.position >= reader.position
+                for other in (each() for each in self.readers)
+            )
+        ):
+            return False
+        self.ahead[-1] = {**last, "body": held + chunk}
+        reader.joined = True
+        return True
 
     def drop(self) -> list[Message]:
         """
@@ -768,10 +811,14 @@ class ResponseChunks(AsyncIterator[bytes]):
 
     def __init__(self, body: Body) -> None:
         self._body = body
-        self._read = 0
+        # How many messages of the body it has read.
+        self.position = 0
+        # Whether what it read last has been joined with what it read before; `last` is both.
+        self.joined = False
         self._ended = False
         self._file: AsyncIterator[bytes] | None = None
         body.in_use = True
+        body.readers.append(ref(self))
 
     def __aiter__(self) -> Self:
         return self
@@ -785,13 +832,12 @@ class ResponseChunks(AsyncIterator[bytes]):
                 self._file = None
                 continue
             if body.transformed:
-                while self._read and body.ahead:  # read before the transform was put in place
+                while self.position and body.ahead:  # read before there was a transform
                     body.ahead.popleft()
-                    self._read -= 1
+                    self.position -= 1
                 message = await body.take()
             else:
-                message = await body.peek(self._read)
-                self._read += 1
+                message = await body.peek(self)
             if message["type"] == "http.response.body":
                 self._ended = not message.get("more_body")
                 if chunk := as_bytes(message.get("body", b"")):
@@ -803,6 +849,11 @@ class ResponseChunks(AsyncIterator[bytes]):
                 body.aside.append(message)
         body.in_use = False
         raise StopAsyncIteration
+
+    @property
+    def last(self) -> bytes:
+        chunk: bytes = self._body.ahead[-1]["body"]
+        return chunk
 
     async def aclose(self) -> None:
         self._ended = True

@@ -244,7 +244,10 @@ class AppResponse(Response):
                     size += len(chunk)
                     if max_size is not None and size > max_size:
                         raise _errors.BodyTooLarge(max_size)
-                    read.append(chunk)
+                    if chunks.joined:
+                        read[-1] = chunks.last
+                    else:
+                        read.append(chunk)
             self._bytes = b"".join(read)
         elif max_size is not None and len(self._bytes) > max_size:
             raise _errors.BodyTooLarge(max_size)

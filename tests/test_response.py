@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -2241,3 +2243,119 @@ async def test_response_is_still_readable_after_it_was_sent(layers: Layers) -> N
     await request(layers(plain_inner(), mw))
 
     assert seen == [200, "yes", "text/plain", True]
+
+
+# -- the memory of a body that is held -------------------------------------------------------
+
+
+class Sized:
+    """An app that sends chunks of so many bytes."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        for number, size in enumerate(self.sizes):
+            await send(body(b"%d" % (number % 10) * size, more=True))
+        await send(body())
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(b"%d" % (number % 10) * size for number, size in enumerate(self.sizes))
+
+
+async def read_whole(response: AppResponse) -> None:
+    await response.read()
+
+
+async def read_by_chunks(response: AppResponse) -> None:
+    async for _ in response.body_iterator:
+        pass
+
+
+async def read_a_part_and_the_whole(response: AppResponse) -> None:
+    left = 100
+    async for _ in response.body_iterator:
+        left -= 1
+        if not left:
+            break
+    await response.read()
+
+
+SHAPES = {
+    "nothing": [0] * 10_000,
+    "one byte": [1] * 20_000,
+    "one byte among nothing": [0, 0, 0, 1] * 5_000,
+    "small": [100] * 5_000,
+    "small and large": [1, 5_000] * 300,
+    "large": [65_536] * 20,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("read", [read_whole, read_by_chunks, read_a_part_and_the_whole])
+async def test_memory_of_a_body_that_is_held(
+    read: Callable[[AppResponse], Any], shape: str
+) -> None:
+    """It is at most twice the bytes and 64 KiB, whatever the sizes of the messages."""
+    peak = 0
+
+    async def mw(conn: Connection) -> Flow:
+        nonlocal peak
+        response = yield
+        await read(response)
+        peak = tracemalloc.get_traced_memory()[1]
+
+    size = sum(SHAPES[shape])
+    sent = 0
+
+    async def send(message: Message) -> None:
+        nonlocal sent
+        sent += len(message.get("body", b""))
+
+    await stack(Sized([1] * 200), mw, fused=True)(Server().scope, Server().receive, send)
+    sent = 0
+    gc.collect()
+    tracemalloc.start()
+    try:
+        await stack(Sized(SHAPES[shape]), mw, fused=True)(Server().scope, Server().receive, send)
+    finally:
+        tracemalloc.stop()
+
+    assert sent == size
+    assert peak <= 2 * size + 64 * 1024
+
+
+async def test_messages_that_were_joined_are_whole(fused: bool) -> None:
+    """For the client, and for all who read, from the beginning or the middle, one after another."""
+    app = Sized([1, 0, 2, 3, 5000, 7] * 100)
+    got: list[bytes] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        first, second = response.body_iterator, response.body_iterator
+        read: dict[Any, list[bytes]] = {first: [], second: []}
+        for turns in (50, 150, 1, 1000):
+            for each in (first, second):
+                for _ in range(turns):
+                    read[each].append(await anext(each, b""))
+        got.extend([b"".join(read[first]), b"".join(read[second]), await response.read()])
+
+    server = await request(stack(app, mw, mw, fused=fused))
+
+    assert got == [app.body] * 6
+    assert server.body == app.body
+
+
+async def test_few_messages_keep_their_bounds(fused: bool) -> None:
+    """A body of some messages is sent on as it came, the ones without content too."""
+    app = Sized([1, 0, 2, 3] * 15)
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        await response.read()
+
+    server = await request(stack(app, mw, mw, fused=fused))
+
+    assert [len(message["body"]) for message in server.sent[1:]] == [*app.sizes, 0]
