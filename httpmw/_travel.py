@@ -357,6 +357,9 @@ class Outbound(Driven):
             given = ()
         headers = Headers()
         headers._list = [*given]
+        if type(given) is not list and iter(given) is given:  # it has been used up
+            given = headers._list.copy()
+            message = {**message, "headers": given}
         response = AppResponse()
         response._outbound = self
         response._message = message
