@@ -12,8 +12,9 @@ from starlette.types import ASGIApp
 
 from . import _errors
 from ._code import can_only_give_none, has_begun
-from ._connection import Connection, Received
+from ._connection import Connection, Received, ReceivedHandshake
 from ._exchange import Adapter, Functions
+from ._handshake import Handshakes
 from ._response import AppResponse
 
 __all__ = ["Flow", "HTTPMiddleware", "http_middleware"]
@@ -35,6 +36,8 @@ class HTTPMiddleware(Adapter):
     """
     Run a middleware function around an ASGI app, for each HTTP request.
 
+    With `websocket=True` it runs around each WebSocket handshake as well.
+
     Register it as `Middleware(HTTPMiddleware, dispatch=mw)`, with
     `app.add_middleware(HTTPMiddleware, dispatch=mw)`, or put it around any ASGI app as
     `HTTPMiddleware(app, dispatch=mw)`; or subclass it and override `dispatch`.
@@ -53,14 +56,26 @@ class HTTPMiddleware(Adapter):
         app: The inner app: any ASGI app. Neighbouring `HTTPMiddleware` layers become one.
         dispatch: The middleware function: `async def mw(conn)` with a `yield`.
         when: A predicate on the connection; where it is false, the layer is not there.
+        websocket: Whether the layer is there for WebSocket handshakes, too; None: what the class
+            says by its attribute of that name.
+
+    Attributes:
+        websocket: Whether it is.
 
     Raises:
         TypeError: *dispatch* can not be a middleware function, there is none or there are two,
-            or *when* is not a plain function.
+            *when* is not a plain function, or *websocket* is not a bool.
     """
 
+    websocket: bool = False
+
     def __init__(
-        self, app: ASGIApp, dispatch: Dispatch | None = None, *, when: Predicate | None = None
+        self,
+        app: ASGIApp,
+        dispatch: Dispatch | None = None,
+        *,
+        when: Predicate | None = None,
+        websocket: bool | None = None,
     ) -> None:
         overridden = type(self).dispatch is not HTTPMiddleware.dispatch
         if dispatch is None:
@@ -75,7 +90,15 @@ class HTTPMiddleware(Adapter):
         if when is not None:
             _check_predicate(when)
         self.app = app
-        self.take(((Received, _begun_by_its_caller(dispatch), when),), app)
+        if websocket is not None:
+            self.websocket = websocket
+        if not isinstance(self.websocket, bool):
+            raise _errors.bad_websocket(self.websocket)
+        begin = _begun_by_its_caller(dispatch)
+        handshakes = None
+        if self.websocket:
+            handshakes = Handshakes(((ReceivedHandshake, begin, when),))
+        self.take(((Received, begin, when),), app, handshakes)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -105,13 +128,16 @@ class HTTPMiddleware(Adapter):
         return _unchanged()
 
 
-def layer_of(functions: Functions, app: ASGIApp) -> HTTPMiddleware:
+def layer_of(
+    functions: Functions, app: ASGIApp, handshakes: Handshakes | None = None
+) -> HTTPMiddleware:
     """
     Put around *app* what another layer is made of.
     """
     layer: HTTPMiddleware = object.__new__(HTTPMiddleware)
     layer.app = app
-    layer.take(functions, app)
+    layer.websocket = handshakes is not None
+    layer.take(functions, app, handshakes)
     return layer
 
 
@@ -192,7 +218,9 @@ class _Application(Protocol):
 D = TypeVar("D", bound=Dispatch)
 
 
-def http_middleware(app: _Application, *, when: Predicate | None = None) -> Callable[[D], D]:
+def http_middleware(
+    app: _Application, *, when: Predicate | None = None, websocket: bool | None = None
+) -> Callable[[D], D]:
     """
     Register the decorated middleware function with an application.
 
@@ -208,6 +236,7 @@ def http_middleware(app: _Application, *, when: Predicate | None = None) -> Call
     Args:
         app: A Starlette or FastAPI application, or whatever has their `add_middleware`.
         when: As in `HTTPMiddleware`.
+        websocket: As in `HTTPMiddleware`.
 
     Returns:
         A decorator that registers the function and gives it back unchanged.
@@ -222,7 +251,7 @@ def http_middleware(app: _Application, *, when: Predicate | None = None) -> Call
     def register(dispatch: D) -> D:
         # Now, not at the first request: the mistake is here.
         _check(dispatch)
-        app.add_middleware(HTTPMiddleware, dispatch=dispatch, when=when)
+        app.add_middleware(HTTPMiddleware, dispatch=dispatch, when=when, websocket=websocket)
         return dispatch
 
     return register

@@ -39,6 +39,8 @@ DISCONNECT: Message = {"type": "http.disconnect"}
 # Of a response that has no body, whatever its headers say (RFC 9110 section 15); 205 has one in
 # the framing alone, which must be empty (section 15.3.6).
 FINAL: Final = 200  # and above; an enum's members would cost a request more
+# The status of the acceptance of a WebSocket handshake (RFC 6455 section 4.2.2).
+ACCEPTED: Final = 101
 BODILESS: Final = frozenset((*range(100, 200), 204, 205, 304))
 _END: Final = object()
 # Of a request that is read ahead: so many bytes to see whether the client has left; and from so

@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from . import _errors
 from ._adapter import Dispatch, HTTPMiddleware, layer_of
 from ._exchange import Functions, fused
+from ._handshake import Handshakes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -61,6 +62,7 @@ class Slot(NamedTuple):
     link: Link
     # Where the instance is an adapter and nothing else: what it runs.
     functions: Functions
+    handshakes: Handshakes | None
     # Whether it stands around the application's own error handler.
     outside: bool
 
@@ -134,11 +136,11 @@ def make(key: str, number: int, middleware: Any, name: str | None, *, outside: b
     instance = cls(link.call, *args, **kwargs)
     if not callable(instance):
         raise _errors.no_instance(spec, instance)
-    functions, inner = fused(instance)
+    functions, inner, handshakes = fused(instance)
     # One that has something of its own further in stays as it was made.
     functions = functions if inner is link.call else ()
     layer = Layer(_name(spec) if name is None else name, middleware)
-    return Slot(layer, name is not None, spec, instance, link, functions, outside)
+    return Slot(layer, name is not None, spec, instance, link, functions, handshakes, outside)
 
 
 def chain(slots: Sequence[Slot], inner: ASGIApp, frame: ASGIApp | None) -> Chain:
@@ -202,7 +204,7 @@ def _nest(slots: Sequence[Slot], app: ASGIApp, table: Table) -> ASGIApp:
         table[slot.link.name] = app
         if slot.functions:
             # Past the link: an adapter is made for one chain, and takes its neighbours over.
-            app = layer_of(slot.functions, app)
+            app = layer_of(slot.functions, app, slot.handshakes)
         else:
             app = slot.instance
     return app

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+from starlette.datastructures import URL
 from starlette.requests import ClientDisconnect, empty_receive, empty_send
 from starlette.types import Message, Receive, Scope, Send
 
@@ -71,6 +72,11 @@ class Connection(LayerRequest[StateT]):
         if exchange.incoming is not None:
             self._incoming = exchange.incoming
         return self
+
+    is_websocket = False
+    """
+    Whether this is a WebSocket handshake.
+    """
 
     # How far it has read by hand.
     _place: Place | None = None
@@ -360,7 +366,50 @@ class Received(Connection[Any]):
     __init__ = object.__init__
 
 
+class ReceivedHandshake(Received):
+    # The same for a WebSocket handshake, a GET request without a body (RFC 6455 section 4.1).
+
+    is_websocket = True
+    method = "GET"
+    _body = b""
+
+    @property
+    def url(self) -> URL:
+        return self._with_scheme(super().url)
+
+    @property
+    def base_url(self) -> URL:
+        return self._with_scheme(super().base_url)
+
+    def _with_scheme(self, url: URL) -> URL:
+        # It may be left out; daphne does.
+        return url if "scheme" in self else url.replace(scheme="ws")
+
+    async def is_disconnected(self) -> bool:
+        exchange = self._exchange
+        # What is read ahead after the answer would be missed by the inner app.
+        if exchange is not None and (exchange.gone or exchange.answered):
+            self._is_disconnected = exchange.gone
+            return exchange.gone
+        return await super().is_disconnected()
+
+    @property
+    def body_iterator(self) -> AsyncIterator[bytes]:
+        raise _errors.no_request_body("conn.body_iterator")
+
+    @body_iterator.setter
+    def body_iterator(self, iterator: Any) -> None:  # noqa: ARG002
+        raise _errors.no_request_body("conn.body_iterator")
+
+    def fail_upload_after(self, *, idle: float | None = None, total: float | None = None) -> None:  # noqa: ARG002
+        raise _errors.no_request_body("conn.fail_upload_after()")
+
+    def replace_body(self, data: bytes | str) -> None:  # noqa: ARG002
+        raise _errors.no_request_body("conn.replace_body()")
+
+
 # In messages it is what users know it as.
+ReceivedHandshake.__name__ = ReceivedHandshake.__qualname__ = "Connection"
 Received.__name__ = Received.__qualname__ = "Connection"
 
 

@@ -289,6 +289,13 @@ def _takes_call_next(dispatch: Any) -> bool:
     return True
 
 
+def bad_websocket(value: object) -> TypeError:
+    return TypeError(
+        f"websocket={value!r} is a {type(value).__name__}, not a bool.\n"
+        "Write `websocket=True` for a layer that runs around WebSocket handshakes, too."
+    )
+
+
 def sync_generator(dispatch: object) -> TypeError:
     return TypeError(
         f"middleware function {place(dispatch)} is a plain `def` with a `yield`.\n"
@@ -446,7 +453,7 @@ def interim_status(flow: object, status: int) -> MiddlewareError:
 _INTERIM = (
     "none of a final response: the client goes on waiting for that (RFC 9110 section 15.2).\n"
     "Give a status of 200 or more; early hints are a message of the inner app's own, "
-    "`http.response.early_hint`."
+    "`http.response.early_hint`, and only that accepts a WebSocket handshake."
 )
 
 
@@ -520,6 +527,20 @@ def too_late(what: str) -> MiddlewareError:
     return MiddlewareError(
         f"{_caller()} called {what} after the inner app was run, where it has no effect.\n"
         "Call it before `response = yield`."
+    )
+
+
+def no_request_body(what: str) -> MiddlewareError:
+    return MiddlewareError(
+        f"{_caller()} used {what} for a WebSocket handshake, which has no body.\n"
+        "Look at `conn.is_websocket` first."
+    )
+
+
+def body_of_acceptance() -> MiddlewareError:
+    return MiddlewareError(
+        f"{_caller()} set the body of an accepted WebSocket handshake, which has none.\n"
+        "To refuse it yield a response of your own; look at `conn.is_websocket` first."
     )
 
 
@@ -893,6 +914,29 @@ def no_response(app: object) -> NoResponseError:
     return NoResponseError(
         f"the inner app {place(app)} returned without sending a response.\n"
         "It has to send `http.response.start` and a body."
+    )
+
+
+def no_answer(app: object) -> NoResponseError:
+    return NoResponseError(
+        f"the inner app {place(app)} returned without answering a WebSocket handshake.\n"
+        "It has to send `websocket.accept` or `websocket.close`."
+    )
+
+
+def status_of_acceptance(status: int) -> MiddlewareError:
+    return MiddlewareError(
+        f"a middleware function set the status of an accepted WebSocket handshake to {status}: "
+        "an acceptance has status 101 (RFC 6455 section 4.2.2).\n"
+        f"To refuse the handshake write `yield Response(status_code={status})`."
+    )
+
+
+def accepted_by_a_layer() -> MiddlewareError:
+    return MiddlewareError(
+        "a middleware function answered a WebSocket handshake with status 101, but only the inner "
+        "app can accept it.\n"
+        "Write `response = yield`, and let the app answer."
     )
 
 

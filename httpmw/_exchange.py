@@ -43,7 +43,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import _context, _errors, _handlers
 from ._body import DISCONNECT, FINAL, Body, Incoming, Progress, TransformedBody
 from ._code import has_begun
-from ._connection import Connection, Received
+from ._connection import Connection, Received, ReceivedHandshake
 from ._context import open_scopes, running_loop, task_of, trio_task
 from ._drive import Turn
 from ._errors import NoResponseError
@@ -64,6 +64,7 @@ from ._travel import (
 
 if TYPE_CHECKING:
     from ._call_next import DispatchFlow
+    from ._handshake import Handshakes
 
 AnyFlow: TypeAlias = AsyncGenerator[Any, Any] | Observer
 _get_hooks: Final = sys.get_asyncgen_hooks
@@ -74,8 +75,8 @@ _LOOK_AHEAD: Final = 16  # messages
 Function: TypeAlias = Callable[[Any], Any]
 # The outermost first, each with what makes the request that it gets, and with its predicate.
 Functions: TypeAlias = tuple[tuple[Callable[[], Any], Function, Function | None], ...]
-# And the app that they are around.
-Layers: TypeAlias = tuple[Functions, ASGIApp]
+# And the app that they are around, and those of them that see WebSocket handshakes, too.
+Layers: TypeAlias = "tuple[Functions, ASGIApp, Handshakes | None]"
 
 
 class Tail:
@@ -126,38 +127,49 @@ class Adapter:
     _httpmw: Layers
     routes = RoutesWithin("app")
 
-    def take(self, functions: Functions, app: ASGIApp) -> None:
+    def take(
+        self, functions: Functions, app: ASGIApp, handshakes: Handshakes | None = None
+    ) -> None:
         """
         Put *functions* around *app*, and take over those of neighbouring layers.
+
+        For a handshake, *handshakes* are there and nothing else.
         """
-        neighbours, inner = fused(app)
-        self._httpmw = (*functions, *neighbours), inner
+        neighbours, inner, further = fused(app)
+        if handshakes is not None:
+            further = handshakes.around(further)
+        self._httpmw = (*functions, *neighbours), inner, further
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
-        Run the middleware functions around the inner app; other scopes than HTTP go straight to it.
+        Run the middleware functions around the inner app, for HTTP and for handshakes.
+
+        Where there are none for it a scope goes straight to the inner app.
         """
         layers = None
         try:
             layers = self._httpmw
         except AttributeError:
             pass  # said below, where it has no context
-        functions, app = layers or layers_of(self)
-        if scope["type"] != "http":
+        functions, app, handshakes = layers or layers_of(self)
+        # An `__init__` would cost as much again as all of this.
+        if scope["type"] == "http":
+            exchange = Exchange()
+            exchange.server_receive = receive
+            exchange.server_send = send
+        elif scope["type"] == "websocket" and handshakes is not None:
+            functions = handshakes.functions
+            exchange = handshakes.begin(scope, receive, send)
+        else:
             await app(scope, receive, send)
             return
-
         given = scope
-        # An `__init__` would cost as much again as all of this.
-        exchange = Exchange()
         exchange.app = app
         exchange.scope = scope
         if "app" in scope:
             exchange.application = scope["app"]
         if "starlette.exception_handlers" in scope:
             exchange.handlers = scope["starlette.exception_handlers"]
-        exchange.server_receive = receive
-        exchange.server_send = send
         exchange.plain = True
         exchange.state = INWARD
         exchange.waiting = waiting = []
@@ -211,7 +223,7 @@ class Adapter:
                         step = flow.asend(None)
                         _set_hooks(*hook)
                         value = await step
-                    elif flow is conn and make is not Received:
+                    elif flow is conn and make is not Received and make is not ReceivedHandshake:
                         value = None  # a dispatch function, which has been begun already
                         if conn._step is not None:
                             step, conn._step = conn._step, None
@@ -287,7 +299,7 @@ def fused(app: Any) -> Layers:
     """
     _context.find_states()
     # A class that overrides `__call__` is left alone.
-    return layers_of(app) if runs_as_adapter(app) else ((), app)
+    return layers_of(app) if runs_as_adapter(app) else ((), app, None)
 
 
 def layers_of(adapter: Adapter) -> Layers:
@@ -343,8 +355,12 @@ class Exchange(Outbound):
     _receiving: Turn | None = None
     # Whether the inner app has begun to take the body from there.
     body_taken = False
+    # Of a handshake: with what the inner app has answered it.
+    answered = ""
     # Whether the client is known to be gone; once seen it stays seen.
     gone = False
+    # What everyone is told then.
+    farewell: Message = DISCONNECT
     # The ClientDisconnect that is ours to drop.
     disconnect: ClientDisconnect | None = None
     # The context variables that the app shall see as they were, and how to take them back.
@@ -399,11 +415,17 @@ class Exchange(Outbound):
         """
         self.enclosed = self.app
         if functions:
-            inside = Adapter()
-            inside.take(functions, self.app)
-            self.app = inside
+            self.app = self.inside(functions, self.app)
         if self.around is not None:
-            self.app = self.around(self.app)
+            self.app = self.surround(self.app, self.around)
+
+    def inside(self, functions: Functions, app: ASGIApp) -> Adapter:
+        adapter = Adapter()
+        adapter.take(functions, app)
+        return adapter
+
+    def surround(self, app: ASGIApp, around: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
+        return around(app)
 
     def put_around(self, around: Callable[[ASGIApp], ASGIApp]) -> None:
         """
@@ -416,6 +438,15 @@ class Exchange(Outbound):
     def send_inward(self, incoming: Incoming) -> None:
         self.incoming = incoming
         self.complicate()
+
+    def connection(self, scope: Scope) -> Connection:
+        return Connection._of(self, scope)
+
+    def as_http(self, scope: Scope) -> Scope:
+        """
+        Give the scope in which a response is run that a flow gave.
+        """
+        return scope
 
     @property
     def source(self) -> ASGIApp:
@@ -468,7 +499,7 @@ class Exchange(Outbound):
             return None
         failure: BaseException | None = None
         try:  # nobody further out wants to see it
-            scope = self.scope_of_answers(len(self.waiting) - 1)
+            scope = self.as_http(self.scope_of_answers(len(self.waiting) - 1))
             await value(scope, self.server_receive, self.server_send)
         except GeneratorExit:
             raise
@@ -575,7 +606,7 @@ class Exchange(Outbound):
                 failure.__traceback__ = traceback
                 return failure
             scope = self.scope_of_answers(len(self.waiting))
-            response, exc_or_none = await self.answer(Connection._of(self, scope), exc)
+            response, exc_or_none = await self.answer(self.connection(scope), exc)
             if response is None:
                 return exc_or_none
             flow_or_none = None
@@ -844,7 +875,7 @@ class Exchange(Outbound):
         elif turn.taken and not self.gone:
             await turn.wait()
         if self.gone:
-            return DISCONNECT
+            return self.farewell
         turn.taken = True
         try:
             message: Message = await self.server_receive()
@@ -852,6 +883,7 @@ class Exchange(Outbound):
             turn.leave()
         if message["type"] == "http.disconnect":
             self.gone = True
+            self.farewell = message
         return message
 
     async def receive_inward(self) -> Message:
@@ -892,8 +924,7 @@ class Exchange(Outbound):
         return self.gone, None
 
 
-lay_out(
-    Exchange(),
+LAYOUT: Final = (
     "taken",
     "scopes",
     "application",
@@ -911,6 +942,7 @@ lay_out(
     "_outermost",
     "inwards",
 )
+lay_out(Exchange(), *LAYOUT)
 
 
 def _not_a_generator(function: Function, value: Any) -> BaseException:

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _context, _errors
-from ._body import as_bytes, is_last
+from ._body import ACCEPTED, as_bytes, is_last
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
@@ -196,9 +196,11 @@ class Limit:
         if self._next is None or (self._next == "start" and not starts):
             await self._send(message)
             return
-        last = not starts and is_last(message, trailers=self._trailers)
         if starts:
+            last = message["status"] == ACCEPTED  # what follows is no response
             self._trailers = bool(message.get("trailers"))
+        else:
+            last = is_last(message, trailers=self._trailers)
         self._hold()
         self._sending += 1
         try:
@@ -354,8 +356,11 @@ class Watch:
             nonlocal trailers
             if message["type"] == "http.response.start":
                 trailers = bool(message.get("trailers"))
-            elif not self._over and is_last(message, trailers=trailers):
-                # From here on the app does what nobody waits for.
+                last = message["status"] == ACCEPTED
+            else:
+                last = is_last(message, trailers=trailers)
+            if last and not self._over:
+                # From here on the app does what nobody waits for, or what is no response.
                 self._end()
             await send(message)
 

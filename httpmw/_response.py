@@ -41,9 +41,13 @@ Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelle
 # A function that makes a generator, a coroutine or an async generator.
 _SPECIAL: Final = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
+# Where a translated message has what it was: see `_handshake`.
+ORIGIN: Final = "httpmw.origin"
+
 _RESET_CONTENT: Final = 205
 _NOT_MODIFIED: Final = 304
 _FRAMING = (b"content-length", b"transfer-encoding")
+
 # What describes the very bytes of a body (RFC 9110 section 8.8.3, RFC 9530, RFC 1864).
 _OF_THE_BYTES = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest")
 
@@ -273,6 +277,8 @@ class AppResponse(Response):
     @body.setter
     def body(self, data: bytes | str | memoryview) -> None:
         body = as_bytes(data, self.charset)
+        if self.is_acceptance:
+            raise _errors.body_of_acceptance()
         inner = self._replaceable()
         self._body = FixedBody(body, inner)
         self._bytes = body
@@ -417,6 +423,57 @@ class AppResponse(Response):
         if not is_plain and not is_plain_callable(callback):
             raise _errors.bad_callback(callback)
         self._outbound.observe(self, callback)
+
+    # ------------------------------------------------------------------ of a WebSocket
+
+    @property
+    def is_acceptance(self) -> bool:
+        """
+        Whether this is the acceptance of a WebSocket handshake: status 101, without a body.
+        """
+        origin = self._message.get(ORIGIN)
+        return origin is not None and bool(origin["type"] == "websocket.accept")
+
+    @property
+    def subprotocol(self) -> str | None:
+        """
+        The subprotocol that the inner app has chosen, of those in `conn.scope["subprotocols"]`.
+        """
+        subprotocol: str | None = self._message.get(ORIGIN, {}).get("subprotocol")
+        return subprotocol
+
+    @property
+    def close_code(self) -> int | None:
+        """
+        The code with which the WebSocket was closed, by either side; None before, or without one.
+
+        What the server tells is taken as it is: 1006 is a connection that broke off, or a server
+        that says so of every close. For a response that waits, after `yield response`.
+        """
+        code: int | None = getattr(self._progress, "close_code", None)
+        return code
+
+    @property
+    def close_reason(self) -> str | None:
+        """
+        The reason that was given with `close_code`, empty where none was; None before.
+        """
+        reason: str | None = getattr(self._progress, "close_reason", None)
+        return reason
+
+    @property
+    def messages_sent(self) -> int:
+        """
+        How many messages the inner app has sent to the client over the WebSocket so far.
+        """
+        return int(getattr(self._progress, "messages_sent", 0))
+
+    @property
+    def messages_received(self) -> int:
+        """
+        How many messages of the client the inner app has received over the WebSocket so far.
+        """
+        return int(getattr(self._progress, "messages_received", 0))
 
     # ------------------------------------------------------------------ the engine's side
 

@@ -363,6 +363,8 @@ def handing_outward(app: ASGIApp, inwards: Sequence[Inward]) -> ASGIApp:
             for inward in reversed(inwards):
                 inward.hand_outward()
 
+        # A handshake looks whether an adapter of ours is behind it.
+        send_on.__wrapped__ = send  # type: ignore[attr-defined]  # pyrefly: ignore[missing-attribute]
         try:
             await app(scope, receive, send_on)
         finally:

@@ -45,7 +45,6 @@ from ._body import (
     sized,
     without_bytes,
 )
-from ._connection import Connection
 from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._observe import Callback, Observer, outcome_of
@@ -148,7 +147,7 @@ class Outbound(Driven):
     @property
     def is_head(self) -> bool:
         # To those who are told of it, the flow in hand and those further out.
-        return bool(self.exchange.scope_given_to(len(self.waiting))["method"] == "HEAD")
+        return bool(self.exchange.scope_given_to(len(self.waiting)).get("method") == "HEAD")
 
     def send(self, message: Message) -> Awaitable[None]:
         """
@@ -292,17 +291,24 @@ class Outbound(Driven):
         elif (
             message["type"] == "http.response.body"
             and message.get("more_body", False)
-            and _spec_version(self.scope) >= (2, 4)
+            and self._spec_version() >= (2, 4)
         ):
-            self.told_gone = True
-            self._lose()
-            if self._signal is None:
-                self._signal = Discarded("another response was sent in place of this one")
-            raise self._signal
+            raise self._told_gone(Discarded)
         await checkpoint()
         for progress in self._progresses:
             if not progress.made or message["type"] == "http.response.trailers":
                 progress.count(message)
+
+    def _spec_version(self) -> tuple[int, ...]:
+        asgi = self.scope.get("asgi", {})
+        return tuple(map(int, asgi.get("spec_version", "2.0").split(".")))
+
+    def _told_gone(self, signal: type[Discarded]) -> Discarded:
+        self.told_gone = True
+        self._lose()
+        if self._signal is None:
+            self._signal = signal("another response was sent in place of this one")
+        return self._signal
 
     async def _to_server(self, message: Message, *, counted: bool = False) -> None:
         noted = message
@@ -499,7 +505,7 @@ class Outbound(Driven):
         try:
             assert exc is not None
             scope = exchange.scope_of_answers(len(self.waiting))
-            response, failure = await exchange.answer(Connection._of(exchange, scope), exc)
+            response, failure = await exchange.answer(exchange.connection(scope), exc)
             if response is None:
                 foreign = self.stepper is not exchange.task
                 raise self._fail(_context.explain(flow, failure, foreign=foreign))
@@ -839,7 +845,7 @@ class Replacement(Outbound):
             source = framed(source, is_head=self.is_head)
             self._silent = source.status_code in BODILESS
         try:
-            await source(self.scope, self.receive, self.send)
+            await source(self.exchange.as_http(self.scope), self.receive, self.send)
         except GeneratorExit:
             raise
         except BaseException as exc:
@@ -849,10 +855,6 @@ class Replacement(Outbound):
         finally:
             failure = None
             self.forget()
-
-
-def _spec_version(scope: Scope) -> tuple[int, ...]:
-    return tuple(map(int, scope.get("asgi", {}).get("spec_version", "2.0").split(".")))
 
 
 def not_a_new_response(flow: AnyFlow, value: Any) -> _errors.MiddlewareError | None:

@@ -46,9 +46,10 @@ def inner_apps_are_checked(
 
     def checked(self: Adapter, *args: Any) -> None:
         original(self, *args)
-        functions, inner = self._httpmw
+        functions, inner, handshakes = self._httpmw
         if not isinstance(inner, ASGIChecker):
-            self._httpmw = functions, ASGIChecker(inner, side="server", violations=VIOLATIONS)
+            inner = ASGIChecker(inner, side="server", violations=VIOLATIONS)
+            self._httpmw = functions, inner, handshakes
 
     monkeypatch.setattr(Adapter, "take", checked)
     VIOLATIONS.clear()

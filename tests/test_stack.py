@@ -509,7 +509,7 @@ def adapters(stack: MiddlewareStack) -> list[int]:
     inner: Any = stack.app
     while inner is not app:
         if isinstance(inner, HTTPMiddleware):
-            functions, inner = inner._httpmw
+            functions, inner, _ = inner._httpmw
             found.append(len(functions))
         else:
             inner = inner.app

@@ -24,11 +24,11 @@ class Mutation(NamedTuple):
     equivalent: str = ""
 
 
-EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE, SCOPE, LIMIT = (
+EXCHANGE, TRAVEL, BODY, DRIVE, CONTEXT, RESPONSE, OBSERVE, SCOPE, LIMIT, HANDSHAKE = (
     f"httpmw/_{name}.py"
     for name in (
         *("exchange", "travel", "body", "drive", "context", "response", "observe", "scope"),
-        "limit",
+        *("limit", "handshake"),
     )
 )
 
@@ -234,6 +234,7 @@ MUTATIONS = [
         EXCHANGE,
         """        if message["type"] == "http.disconnect":
             self.gone = True
+            self.farewell = message
         return message""",
         """        return message""",
     ),
@@ -280,8 +281,8 @@ MUTATIONS = [
         "the last message of a discarded app raises as well",
         TRAVEL,
         """            and message.get("more_body", False)
-            and _spec_version""",
-        """            and _spec_version""",
+            and self._spec_version""",
+        """            and self._spec_version""",
         tests="tests/test_discarded.py::test_plain_response_with_a_background_task",
     ),
     Mutation(
@@ -718,8 +719,8 @@ MUTATIONS = [
     Mutation(
         "a background task is cancelled when the client leaves",
         LIMIT,
-        "elif not self._over and is_last(message, trailers=trailers):",
-        "elif False:",
+        "if last and not self._over:",
+        "if False:",
         tests="tests/test_limits.py::test_background_task_of_a_complete_response",
     ),
     Mutation(
@@ -882,5 +883,202 @@ MUTATIONS = [
         """if meant is not True and hasattr(type(meant), "__await__"):""",
         "if False:",
         tests="tests/test_refused.py::test_a_predicate_that_gives_a_coroutine",
+    ),
+    # Handshakes.
+    Mutation(
+        "every layer is there for handshakes",
+        EXCHANGE,
+        "            functions = handshakes.functions\n",
+        "            pass\n",
+        tests="tests/test_handshake.py::test_layers_with_and_without_it_share_a_stack",
+    ),
+    Mutation(
+        "a layer of its own accepts",
+        HANDSHAKE,
+        'if message["status"] == ACCEPTED:',
+        "if False:",
+        tests="tests/test_handshake.py::test_only_the_app_accepts",
+    ),
+    Mutation(
+        "an acceptance goes out with any status",
+        HANDSHAKE,
+        'if message["status"] != ACCEPTED:',
+        "if False:",
+        tests="tests/test_handshake.py::test_an_acceptance_is_not_refused_by_its_status",
+    ),
+    Mutation(
+        "an acceptance loses its headers",
+        HANDSHAKE,
+        '                origin = {**origin, "headers": message["headers"]}\n',
+        "                pass\n",
+        tests="tests/test_handshake.py::test_the_acceptance",
+    ),
+    Mutation(
+        "a response goes out where only a close is understood",
+        HANDSHAKE,
+        "        if not self._denies():\n",
+        "        if False:\n",
+        tests="tests/test_handshake.py::test_refused_by_a_layer",
+    ),
+    Mutation(
+        "a close never goes out as it came",
+        HANDSHAKE,
+        'elif close is not None and start["status"] == _REFUSED and not start.get("headers"):',
+        "elif False:",
+        tests="tests/test_handshake.py::test_the_app_closes",
+    ),
+    Mutation(
+        "a body that a close was given is lost",
+        HANDSHAKE,
+        'if not message.get("body") and not message.get("more_body"):',
+        "if True:",
+        tests="tests/test_handshake.py::test_a_close_that_is_edited_is_a_response",
+    ),
+    Mutation(
+        "the body of a refusal is sent behind a close",
+        HANDSHAKE,
+        "        if self._is_open:\n",
+        "        if True:\n",
+        tests="tests/test_handshake.py::test_refused_by_a_layer",
+    ),
+    Mutation(
+        "messages do not go straight",
+        HANDSHAKE,
+        "edge = self._outermost_edge() if self.answered == _ACCEPT else None",
+        "edge = None",
+        tests="tests/test_handshake.py::test_after_the_acceptance_the_app_has_what_is_the_servers",
+    ),
+    Mutation(
+        "messages go straight past those who count",
+        HANDSHAKE,
+        "        if self.state is not PASSING or self.incoming is not None:\n",
+        "        if self.incoming is not None:\n",
+        tests="tests/test_handshake.py::test_how_it_ended",
+    ),
+    Mutation(
+        "messages go straight past what was read ahead",
+        HANDSHAKE,
+        "        if self.state is not PASSING or self.incoming is not None:\n",
+        "        if self.state is not PASSING:\n",
+        tests="tests/test_handshake.py::test_is_disconnected_before_the_answer",
+    ),
+    Mutation(
+        "messages go straight past an outer layer",
+        HANDSHAKE,
+        "        return outer._outermost_edge()",
+        "        return outer._edge",
+        tests="tests/test_handshake.py::test_how_it_ended",
+    ),
+    Mutation(
+        "the connect is not looked for in what was read ahead",
+        HANDSHAKE,
+        "        if not self._asked and self.incoming is None and self._edge is not None:",
+        "        if not self._asked and self._edge is not None:",
+        tests="tests/test_handshake.py::test_is_disconnected_before_the_answer",
+    ),
+    Mutation(
+        "a discarded app is left waiting",
+        HANDSHAKE,
+        "            each.cancel()\n",
+        "            pass\n",
+        tests="tests/test_handshake.py::test_a_discarded_app_is_not_left_waiting",
+    ),
+    Mutation(
+        "a discarded app is told of the end before the connect",
+        HANDSHAKE,
+        'if kind == "http.disconnect" and is_first:',
+        "if False:",
+        tests="tests/test_handshake.py::test_a_discarded_app_gets_the_connect_first",
+    ),
+    Mutation(
+        "a discarded app that has accepted may go on sending",
+        HANDSHAKE,
+        'if message["type"].startswith("websocket.") and self._spec_version() >= (2, 4):',
+        "if False:",
+        tests="tests/test_handshake.py::test_what_a_discarded_app_sends",
+    ),
+    Mutation(
+        "a discarded app gets an error before ASGI 2.4",
+        HANDSHAKE,
+        'if message["type"].startswith("websocket.") and self._spec_version() >= (2, 4):',
+        'if message["type"].startswith("websocket."):',
+        tests="tests/test_handshake.py::test_what_a_discarded_app_sends",
+    ),
+    Mutation(
+        "a discarded app is told a reason before ASGI 2.3",
+        HANDSHAKE,
+        "        if self._spec_version() >= (2, 3):\n",
+        "        if True:\n",
+        tests="tests/test_handshake.py::test_a_discarded_app_sees_a_client_that_left",
+    ),
+    Mutation(
+        "what Starlette makes of our own signal goes out",
+        HANDSHAKE,
+        "isinstance(exc, WebSocketDisconnect) or super()._is_behind(exc)",
+        "super()._is_behind(exc)",
+        tests="tests/test_handshake.py::test_a_discarded_app_of_starlette",
+    ),
+    Mutation(
+        "an echo takes the place of the close",
+        HANDSHAKE,
+        "        if self.close_code is not None:  # an echo\n",
+        "        if False:\n",
+        tests="tests/test_handshake.py::test_closed_by_the_app",
+    ),
+    Mutation(
+        "a connection that broke off is complete",
+        HANDSHAKE,
+        "        self.complete = code != _DROPPED\n",
+        "        self.complete = True\n",
+        tests="tests/test_handshake.py::test_how_it_ended",
+    ),
+    Mutation(
+        "text is counted in characters",
+        HANDSHAKE,
+        "len(text) if text.isascii() else len(text.encode())",
+        "len(text)",
+        tests="tests/test_handshake.py::test_how_it_ended",
+    ),
+    Mutation(
+        "the end of a socket is looked for as that of a body",
+        HANDSHAKE,
+        "        if not isinstance(progress, SocketProgress):\n            return",
+        "        if True:\n            return",
+        tests="tests/test_handshake.py::test_no_close_at_all",
+    ),
+    Mutation(
+        "an acceptance waits for its body",
+        HANDSHAKE,
+        "        if self.answered != _ACCEPT:\n            return super().live_body()",
+        "        if True:\n            return super().live_body()",
+        tests="tests/test_handshake.py::test_the_acceptance",
+    ),
+    Mutation(
+        "an acceptance can be given a body",
+        RESPONSE,
+        "        if self.is_acceptance:\n",
+        "        if False:\n",
+        tests="tests/test_handshake.py::test_the_body_of_an_acceptance_cannot_be_set",
+    ),
+    Mutation(
+        "a response gets the scope of a WebSocket",
+        HANDSHAKE,
+        '**scope, "type": "http", "method": "GET"}',
+        "**scope}",
+        tests="tests/test_handshake.py::test_kinds_of_responses",
+    ),
+    Mutation(
+        "a limit hides who is behind it",
+        HANDSHAKE,
+        "isinstance(behind, Handshake) or _DENIAL in",
+        "_DENIAL in",
+        tests="tests/test_handshake.py::test_a_refusal_inside_of_a_time_limit_is_seen_whole",
+    ),
+    Mutation(
+        "an app that does not answer is told of HTTP",
+        HANDSHAKE,
+        "return _errors.no_answer(self.source) if isinstance(error, NoResponseError) else error",
+        "return error",
+        tests="tests/test_handshake.py::test_an_app_that_does_not_answer",
     ),
 ]

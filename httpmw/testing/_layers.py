@@ -169,22 +169,28 @@ def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
     return functools.update_wrapper(conditional, _named(function))
 
 
-def around(mw: AnyMiddleware | Sequence[AnyMiddleware] | None, app: ASGIApp) -> ASGIApp:
+def around(
+    mw: AnyMiddleware | Sequence[AnyMiddleware] | None, app: ASGIApp, *, websocket: bool = False
+) -> ASGIApp:
     """
     Put *mw* around *app*; of a sequence the first one is the outermost.
+
+    Functions that are no layer yet are there for handshakes where it is about a *websocket*.
     """
     if mw is None:
         return app
     if isinstance(mw, Sequence):
         for each in reversed(mw):
-            app = around(each, app)
+            app = around(each, app, websocket=websocket)
         return app
     if isinstance(mw, HTTPMiddleware):
-        return layer_of(layers_of(mw)[0][:1], app)
+        functions, _, handshakes = layers_of(mw)
+        first = handshakes.first() if handshakes is not None and mw.websocket else None
+        return layer_of(functions[:1], app, first)
     layer = _made(mw, app)
-    return cast(
-        ASGIApp, HTTPMiddleware(app, dispatch=cast(Dispatch, mw)) if layer is None else layer
-    )
+    if layer is None:
+        layer = HTTPMiddleware(app, dispatch=cast(Dispatch, mw), websocket=websocket)
+    return cast(ASGIApp, layer)
 
 
 def _made(mw: Any, app: ASGIApp) -> Any:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.types import Message
 
 from ._http import BODY, START
+from ._websocket import ACCEPT, CLOSE, DENIAL
+
+_REFUSED: Final = 403  # what servers make of a close before the acceptance
 
 
 class Sent:
@@ -26,7 +30,7 @@ class Sent:
         """
         The status of the response, None before its start.
         """
-        return next((each["status"] for each in self.sent if each["type"] == START), None)
+        return next((each["status"] for each in self._response() if each["type"] == START), None)
 
     @property
     def headers(self) -> Headers:
@@ -36,7 +40,7 @@ class Sent:
         Raises:
             LookupError: There is no response.
         """
-        for message in self.sent:
+        for message in self._response():
             if message["type"] == START:
                 return Headers(raw=message.get("headers", []))
         raise LookupError("there is no response")
@@ -48,7 +52,7 @@ class Sent:
         """
         if self.is_head:
             return []
-        return [bytes(each.get("body", b"")) for each in self.sent if each["type"] == BODY]
+        return [bytes(each.get("body", b"")) for each in self._response() if each["type"] == BODY]
 
     @property
     def body(self) -> bytes:
@@ -75,7 +79,25 @@ class Sent:
         """
         How many response starts were sent: 0 or 1.
         """
-        return sum(each["type"] == START for each in self.sent)
+        return sum(each["type"] == START for each in self._response())
+
+    def _response(self) -> Iterator[Message]:
+        """
+        Give what was sent; the answer to a WebSocket handshake as the response that it is.
+        """
+        accepted = False
+        for message in self.sent:
+            kind = message["type"]
+            if kind == ACCEPT:
+                accepted = True
+                yield {"type": START, "status": 101, "headers": message.get("headers", [])}
+            elif kind == CLOSE and not accepted:
+                yield {"type": START, "status": _REFUSED, "headers": []}
+                yield {"type": BODY}
+            elif kind.startswith(DENIAL):
+                yield {**message, "type": kind.removeprefix("websocket.")}
+            else:
+                yield message
 
     @property
     def types(self) -> list[str]:

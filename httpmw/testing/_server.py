@@ -20,7 +20,7 @@ from ._sent import Sent
 DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 # RFC 3986 section 3.3, and the sign of what is encoded already.
-_IN_A_PATH: Final = "/%:@!$&'()*+,;=~"
+IN_A_PATH: Final = "/%:@!$&'()*+,;=~"
 
 
 class Server(Sent):
@@ -86,7 +86,7 @@ class Server(Sent):
             "method": method,
             "scheme": "http",
             "path": unquote(path),
-            "raw_path": quote(path, safe=_IN_A_PATH).encode(),
+            "raw_path": quote(path, safe=IN_A_PATH).encode(),
             "root_path": "",
             "query_string": latin(query or path_query),
             "headers": raw,
