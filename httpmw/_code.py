@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import inspect
 import sys
+from sys import getrefcount
 from types import AsyncGeneratorType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
@@ -30,6 +31,10 @@ else:
         """
         Say whether a generator has taken its first step, and can take more.
         """
+        # A frame costs as much as the generator: it is made only where somebody else has this one,
+        # as the request has in which it waits. Ours are our caller's, our own and the question's.
+        if getrefcount(flow) <= 3:  # noqa: PLR2004
+            return False
         frame = getattr(flow, "ag_frame", None)
         if type(flow) is not AsyncGeneratorType or frame is None:
             return False
