@@ -512,7 +512,11 @@ class AppResponse(Response):
         """
         self._open = False
         self._sent_status = self.status_code
-        self.headers._list = SentHeaders(self.headers._list)
+        try:
+            raw = self.headers._list
+        except AttributeError:
+            raise _errors.assigned_headers(self.headers) from None
+        self.headers._list = SentHeaders(raw)
         body = self._body
         if isinstance(body, FixedBody) and body is not self._given_body:
             body.inner.drop()
