@@ -11,6 +11,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from httpmw import HTTPMiddleware
 from httpmw.migrate import Conversion, convert
+from httpmw.migrate._verify import verify
 from tests.harness import request
 
 IMPORTS = "from starlette.middleware.base import BaseHTTPMiddleware\n"
@@ -542,6 +543,82 @@ SHAPES = {
         response.body = body
         """,
     ),
+    "another name of call_next": (
+        """
+        handler = call_next
+        if request.url.path == "/":
+            return await handler(request)
+        response = await handler(request)
+        response.headers["a"] = "b"
+        return response
+        """,
+        """
+        if request.url.path == "/":
+            yield
+            return
+        response = yield
+        response.headers["a"] = "b"
+        """,
+    ),
+    "a name of another name": (
+        """
+        first: Handler = call_next
+        second = first
+        return await second(request)
+        """,
+        """
+        yield
+        """,
+    ),
+    "a coroutine that is awaited later": (
+        """
+        coroutine = call_next(request)
+        log()
+        response = await coroutine
+        tell(response)
+        return response
+        """,
+        """
+        log()
+        response = yield
+        tell(response)
+        """,
+    ),
+    "a coroutine that is awaited on one path": (
+        """
+        coroutine = call_next(request)
+        if bad:
+            return JSONResponse({})
+        try:
+            return await coroutine
+        finally:
+            log()
+        """,
+        """
+        if bad:
+            yield JSONResponse({})
+            return
+        try:
+            yield
+        finally:
+            log()
+        """,
+    ),
+    "a coroutine with a time limit": (
+        """
+        import asyncio
+
+        coroutine = call_next(request)
+        response = await asyncio.wait_for(coroutine, 3)
+        return response
+        """,
+        """
+        import asyncio
+
+        async with asyncio.timeout(3):
+            response = yield
+        """,
+    ),
     "a body that is wrapped": (
         """
         response = await call_next(request)
@@ -1003,6 +1080,113 @@ def test_function_that_returns_the_coroutine() -> None:
             """
         )
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "coroutine = call_next(request)\n    return coroutine",
+        "handler = call_next\n    return handler(request)",
+    ],
+)
+def test_function_that_returns_the_coroutine_by_a_name(body: str) -> None:
+    """The same with a variable in between."""
+    source = f"def mw(request, call_next):\n    {body}\napp.middleware('http')(mw)\n"
+    conversion = convert(source)
+
+    assert "async def mw(request: Connection) -> Flow:\n    yield\n" in conversion.code
+    assert conversion.diagnostics == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "coroutine = call_next(request)\n    await coroutine\n    return await coroutine",
+        "coroutine = call_next(request)\n    for _ in items:\n        await coroutine",
+        "if a:\n        coroutine = call_next(request)\n    return await coroutine",
+        "coroutine = call_next(request)\n    coroutine = wrap(coroutine)\n    await coroutine",
+        "handler = call_next\n    if a:\n        handler = other\n    await handler(request)",
+        "if a:\n        handler = call_next\n    return await handler(request)",
+        "coroutine = call_next(request)\n    return coroutine",
+        "coroutine = call_next(request)\n    tell(coroutine)",
+    ],
+)
+def test_a_name_that_is_not_certain_is_left(body: str) -> None:
+    """What may be bound to something else, or awaited twice, is left."""
+    source = f'@app.middleware("http")\nasync def mw(request, call_next):\n    {body}\n'
+
+    conversion = convert(source)
+
+    assert conversion.code == source
+    assert {each.code for each in conversion.diagnostics} == {"HM101"}
+
+
+CONSTRUCTORS = {
+    "repeated": (
+        (
+            "    def __init__(self, app, size=3):\n        self.app = app\n"
+            "        self.size = size\n        self.dispatch_func = self.dispatch\n"
+        ),
+        (
+            "    def __init__(self, app, size=3):\n        super().__init__(app)\n"
+            "        self.size = size\n"
+        ),
+    ),
+    "repeated with its option": (
+        (
+            "    def __init__(self, app, dispatch=None):\n        self.app = app\n"
+            "        self.dispatch_func = self.dispatch if dispatch is None else dispatch\n"
+        ),
+        "    def __init__(self, app, dispatch=None):\n        super().__init__(app, dispatch)\n",
+    ),
+    "of a dataclass": (
+        (
+            "    app: ASGIApp\n    size: int = 3\n\n    def __post_init__(self):\n"
+            "        self.dispatch_func = self.dispatch\n"
+        ),
+        (
+            "    app: ASGIApp\n    size: int = 3\n\n    def __post_init__(self):\n"
+            "        super().__init__(self.app)\n"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_constructor_that_repeats_starlettes(name: str) -> None:
+    """It calls that of the base instead, and the two versions do the same."""
+    before, after = CONSTRUCTORS[name]
+    dataclass = "@dataclass\n" if name == "of a dataclass" else ""
+    dispatch = (
+        "\n    async def dispatch(self, request, call_next):\n"
+        "        response = await call_next(request)\n"
+        "        response.headers['size'] = str(getattr(self, 'size', 0))\n"
+        "        return response\n"
+    )
+    head = f"from dataclasses import dataclass\nfrom starlette.types import ASGIApp\n{IMPORTS}"
+    source = f"{head}{dataclass}class M(BaseHTTPMiddleware):\n{before}{dispatch}"
+
+    conversion = convert(source)
+
+    assert f"class M(HTTPMiddleware):\n{after}\n" in conversion.code
+    assert conversion.diagnostics == []
+    (verdict,) = verify(source, conversion.code, conversion.conversions)
+    assert (verdict.problem, verdict.differences) == ("", [])
+
+
+def test_a_constructor_that_does_something_else_with_the_function() -> None:
+    """What is more than Starlette's constructor is left."""
+    source = (
+        f"{IMPORTS}class M(BaseHTTPMiddleware):\n    def __init__(self, app):\n"
+        "        self.app = app\n        self.dispatch_func = traced(self.dispatch)\n"
+        "    async def dispatch(self, request, call_next):\n"
+        "        return await call_next(request)\n"
+    )
+
+    conversion = convert(source)
+
+    assert conversion.code == source
+    assert [each.code for each in conversion.diagnostics] == ["HM118"]
 
 
 def test_abstract_dispatch() -> None:

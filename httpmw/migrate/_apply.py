@@ -10,6 +10,7 @@ from typing import Any
 import libcst as cst
 
 from ._build import without
+from ._classes import repeated_init
 from ._edit import replaced
 from ._module import ORIGINS, Class, Module, imports_base, is_base_init
 from ._names import (
@@ -79,6 +80,11 @@ def _bases(module: Module, each: Class, spelling: Spelling, mapping: dict[int, A
     for base in each.node.bases:
         if module.is_base(base.value):
             mapping[id(base.value)] = spelling("HTTPMiddleware")
+    if (again := repeated_init(each)) is not None:
+        (first, *others), call = again
+        mapping.update((id(line), []) for line in others)
+        leading = getattr(first, "leading_lines", ())
+        mapping[id(first)] = cst.parse_statement(call).with_changes(leading_lines=leading)
     for call in find(each.node.body, cst.Call):
         if not is_base_init(module, call):
             continue

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import libcst as cst
@@ -19,7 +19,7 @@ from ._scan import Problem, snippet
 if TYPE_CHECKING:
     from ._project import Project
 
-__all__ = ["families", "find_units"]
+__all__ = ["families", "find_units", "repeated_init"]
 
 
 def find_units(project: Project) -> None:
@@ -53,12 +53,58 @@ def _class_units(project: Project, each: Class) -> None:
         unit.registered = "class"
     elif "__call__" in each.methods and each.direct:
         each.problems.append(Problem("HM111", each.methods["__call__"]))
+    again = repeated_init(each)
     for node in find(each.node, cst.Attribute):
         what = dotted(node)
+        if again is not None and what == "self.dispatch_func":
+            continue
         if what in {"self.dispatch_func", "self._functions", "self._inner"}:
             each.problems.append(Problem("HM118", node, {"what": what}))
     if each.direct and (guarded := each.module.guarded_import()) is not None:
         each.problems.append(Problem("HM119", guarded))
+
+
+def repeated_init(each: Class) -> tuple[Sequence[cst.CSTNode], str] | None:
+    """
+    Find the statements that do what Starlette's constructor does, and the call for them.
+
+    That is `self.dispatch_func = self.dispatch`, and `self.app = app` before or behind it.
+    """
+    uses = [n for n in find(each.node, cst.Attribute) if dotted(n) == "self.dispatch_func"]
+    for name in ("__init__", "__post_init__"):
+        method = each.methods.get(name)
+        if method is None or any(is_base_init(each.module, c) for c in find(method, cst.Call)):
+            continue
+        lines: dict[str, tuple[cst.CSTNode, cst.BaseExpression]] = {}
+        for line in method.body.body:
+            if not isinstance(line, cst.SimpleStatementLine) or len(line.body) != 1:
+                continue
+            small = line.body[0]
+            if isinstance(small, cst.Assign) and len(small.targets) == 1:
+                lines[dotted(small.targets[0].target)] = line, small.value
+        if "self.dispatch_func" not in lines or len(uses) != 1:
+            continue
+        function, given = lines["self.dispatch_func"]
+        app, value = lines.get("self.app", (None, cst.parse_expression("self.app")))
+        option = _option(method, given)
+        if option is None or not isinstance(value, (cst.Name, cst.Attribute)):
+            continue
+        if app is None and name == "__init__":
+            continue
+        found = [each for each in method.body.body if each in {function, app}]
+        return found, f"super().__init__({', '.join(filter(None, [dotted(value), option]))})"
+    return None
+
+
+def _option(method: cst.FunctionDef, given: cst.BaseExpression) -> str | None:
+    # `self.dispatch`, or a parameter in its place where that is not None.
+    names = {each.value for each in find(given, cst.Name)} - {"self", "None"}
+    plain = isinstance(given, (cst.Attribute, cst.BooleanOperation, cst.IfExp))
+    options = names - {"dispatch"} or (set() if dotted(given) == "self.dispatch" else names)
+    if not plain or len(options) > 1 or next(find(given, cst.Call), None) is not None:
+        return None
+    option = "".join(options)
+    return option if not option or _is_none_by_default(method, cst.Name(option)) else None
 
 
 def _given_to_init(project: Project, each: Class) -> None:

@@ -45,6 +45,8 @@ def follow(
     Run a function in the abstract.
     """
     run = _Statements(request, call_next, found, certain)
+    run.renaming = found.dropped
+    run.result.dropped |= found.dropped
     for node in find(function.body, cst.Nonlocal, cst.Global):
         run.shared |= {each.name.value for each in node.names}
     for node in own_scope(function.body):
@@ -101,6 +103,8 @@ class _Statements(Values):
         return self.block(suite.body, state)
 
     def small(self, node: cst.CSTNode, state: State) -> State | None:
+        if id(node) in self.renaming:
+            return state
         if not self._only_runs_the_app(node):
             self.raising[-1].append(state.copy())
         if isinstance(node, cst.Return):

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from ._names import Names, children, dotted, last_name
+from ._names import Names, children, dotted, find, last_name
 
 __all__ = ["Problem", "Scan", "Site", "scan", "snippet"]
 
@@ -76,6 +76,8 @@ class Scan:
     sites: dict[int, Site] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     parents: dict[int, cst.CSTNode] = field(default_factory=dict)
+    # The ids of the statements that give `call_next`, or its coroutine, another name.
+    dropped: set[int] = field(default_factory=set)
 
 
 def scan(function: cst.FunctionDef, call_next: str, names: Names) -> Scan:
@@ -84,8 +86,24 @@ def scan(function: cst.FunctionDef, call_next: str, names: Names) -> Scan:
     """
     result = Scan()
     sync = function.asynchronous is None
-    for name in _uses(function.body, call_next, result.parents):
-        found = _classify(name, function, result.parents, names, sync=sync)
+    uses = list(_uses(function.body, {call_next}, result.parents))
+    for name in uses:  # which grows
+        other = _another_name(name, function, result.parents)
+        if other is not None:
+            statement, alias = other
+            result.dropped.add(id(statement))
+            found_again = _uses(function.body, {alias.value}, result.parents)
+            uses += [each for each in found_again if each is not alias]
+            continue
+        coroutine = _coroutine(name, function, result.parents)
+        if coroutine is not None:
+            statement, at = coroutine
+            call: Any = result.parents[id(name)]
+            found = _called(at, call, result.parents, names, sync=sync)
+            if isinstance(found, Site):
+                result.dropped.add(id(statement))
+        else:
+            found = _classify(name, function, result.parents, names, sync=sync)
         if isinstance(found, Site):
             result.sites[id(found.node)] = found
         else:
@@ -96,7 +114,74 @@ def scan(function: cst.FunctionDef, call_next: str, names: Names) -> Scan:
     return result
 
 
-def _uses(body: cst.CSTNode, wanted: str, parents: dict[int, cst.CSTNode]) -> Iterator[cst.Name]:
+def _another_name(
+    name: cst.Name, function: cst.FunctionDef, parents: dict[int, cst.CSTNode]
+) -> tuple[cst.CSTNode, cst.Name] | None:
+    """
+    Recognise `handler = call_next`, right in the function; give the statement and the name.
+    """
+    statement = parents[id(name)]
+    target = _only_target(statement)
+    if target is None or getattr(statement, "value", None) is not name:
+        return None
+    line = parents[id(statement)]
+    if parents.get(id(line)) is not function.body or not _is_bound_once(target.value, function):
+        return None
+    return statement, target
+
+
+def _coroutine(
+    name: cst.Name, function: cst.FunctionDef, parents: dict[int, cst.CSTNode]
+) -> tuple[cst.CSTNode, cst.Name] | None:
+    """
+    Recognise `coroutine = call_next(request)` that is used once, behind it in the same block.
+
+    Gives the statement and the use: until it is awaited nothing happens.
+    """
+    call = parents[id(name)]
+    if not isinstance(call, cst.Call) or call.func is not name:
+        return None
+    statement = parents[id(call)]
+    target = _only_target(statement)
+    if target is None or getattr(statement, "value", None) is not call:
+        return None
+    uses = [each for each in _uses(function.body, {target.value}, parents) if each is not target]
+    if len(uses) != 1 or not _is_bound_once(target.value, function):
+        return None
+    block = parents[id(parents[id(statement)])]
+    node: cst.CSTNode = uses[0]
+    while node is not block:
+        if isinstance(node, (cst.For, cst.While, cst.FunctionDef, cst.Lambda, *_COMPREHENSIONS)):
+            return None
+        if node is function.body:
+            return None
+        node = parents[id(node)]
+    return statement, uses[0]
+
+
+def _only_target(statement: cst.CSTNode) -> cst.Name | None:
+    if isinstance(statement, cst.AnnAssign):
+        target: cst.BaseExpression = statement.target
+    elif isinstance(statement, cst.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0].target
+    else:
+        return None
+    return target if isinstance(target, cst.Name) else None
+
+
+def _is_bound_once(name: str, function: cst.FunctionDef) -> bool:
+    targets = (cst.AssignTarget, cst.AnnAssign, cst.AugAssign, cst.CompFor, cst.Del, cst.For)
+    names = (cst.AsName, cst.ClassDef, cst.FunctionDef, cst.NameItem, cst.Param)
+    bound = [
+        *(each.target for each in find(function, *targets, cst.NamedExpr)),
+        *(each.name for each in find(function, *names)),
+    ]
+    return [name for one in bound for each in find(one, cst.Name) if each.value == name] == [name]
+
+
+def _uses(
+    body: cst.CSTNode, wanted: set[str], parents: dict[int, cst.CSTNode]
+) -> Iterator[cst.Name]:
     stack = [body]
     while stack:
         node = stack.pop()
@@ -107,14 +192,14 @@ def _uses(body: cst.CSTNode, wanted: str, parents: dict[int, cst.CSTNode]) -> It
             inside = [node.value]
         elif isinstance(node, (cst.FunctionDef, cst.Lambda)) and _shadows(node.params, wanted):
             continue
-        elif isinstance(node, cst.Name) and node.value == wanted:
+        elif isinstance(node, cst.Name) and node.value in wanted:
             yield node
         stack.extend(reversed(inside))
 
 
-def _shadows(parameters: cst.Parameters, wanted: str) -> bool:
+def _shadows(parameters: cst.Parameters, wanted: set[str]) -> bool:
     every = (*parameters.posonly_params, *parameters.params, *parameters.kwonly_params)
-    return any(each.name.value == wanted for each in every)
+    return any(each.name.value in wanted for each in every)
 
 
 def _own_yields(function: cst.FunctionDef) -> Iterator[cst.CSTNode]:
@@ -140,7 +225,7 @@ def _classify(
         return Problem("HM104", name, {"name": name.value, "what": nested})
     parent = parents[id(name)]
     if isinstance(parent, cst.Call) and parent.func is name:
-        return _called(name, parent, parents, names, sync=sync)
+        return _called(parent, parent, parents, names, sync=sync)
     if isinstance(parent, cst.Arg):
         return _handed_on(name, parent, parents, names, sync=sync)
     what = f"in `{snippet(parent)}`" if not isinstance(parent, cst.IndentedBlock) else "it stands"
@@ -165,18 +250,20 @@ def _nested_in(name: cst.Name, function: cst.FunctionDef, parents: dict[int, cst
 
 
 def _called(
-    name: cst.Name,
+    at: cst.BaseExpression,
     call: cst.Call,
     parents: dict[int, cst.CSTNode],
     names: Names,
     *,
     sync: bool,
 ) -> Site | Problem:
-    around = parents[id(call)]
+    # What is at *at*: the call itself, or the variable that holds its coroutine.
+    name: Any = call.func
+    around = parents[id(at)]
     if isinstance(around, cst.Await):
         return Site("call", around, call)
     if sync and isinstance(around, cst.Return):
-        return Site("call", call, call)
+        return Site("call", at, call)
     if isinstance(around, cst.Arg):
         outer = parents[id(around)]
         if isinstance(outer, cst.Call):

@@ -64,6 +64,8 @@ class Values:
         self.sites = found.sites
         self.certain = certain
         self.result = Flow()
+        # The ids of the statements that give `call_next`, or its coroutine, another name.
+        self.renaming: set[int] = set()
         # The functions that are defined in it.
         self.functions: dict[str, cst.FunctionDef] = {}
         # Those that do no more than to give the chunks of a body.
