@@ -19,14 +19,16 @@ import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import HTTPException as FastAPIHTTPException
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -51,6 +53,7 @@ from docs_src.recipes import (
     etag,
     gunzip_upload,
     head_as_get,
+    language_model,
     log_bodies,
     placing_fastapi,
     placing_starlette,
@@ -1249,6 +1252,100 @@ async def test_what_is_not_tried_again(monkeypatch, failures, error, options, ru
 
     assert isinstance(result.exception, error)
     assert tries.failures == failures - runs
+
+
+@pytest.mark.parametrize("words", [0, 2], ids=["thinks", "streams"])
+async def test_model_is_stopped_when_its_reader_has_gone(app_with, monkeypatch, words):
+    """Before the first word and between two, the call of the model is closed."""
+    log: list[str] = []
+    asked, gone = anyio.Event(), anyio.Event()
+
+    class Model:
+        def __init__(self, prompt: str) -> None:
+            self.left = words
+
+        async def __aenter__(self) -> Self:
+            log.append("asked")
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            log.append("closed")
+
+        def __aiter__(self) -> Model:
+            return self
+
+        async def __anext__(self) -> str:
+            self.left -= 1
+            if self.left < 0:
+                asked.set()
+                await anyio.sleep_forever()
+            return "word "
+
+    class Streamed(StreamingResponse):
+        # Starlette leaves a generator to the garbage collector, about which trio complains.
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async with aclosing(self.body_iterator):
+                await super().__call__(scope, receive, send)
+
+    monkeypatch.setattr(language_model, "ask_model", Model)
+    monkeypatch.setattr(language_model, "StreamingResponse", Streamed)
+    app = app_with({"/": language_model.chat}, language_model.stop_for_nobody)
+
+    async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        first = True
+
+        async def received() -> Any:
+            nonlocal first
+            if first:
+                first = False
+                return await receive()
+            await asked.wait()
+            return {"type": "http.disconnect"}
+
+        await app(scope, received, send)
+        gone.set()
+
+    await run(app=leaving, path="/?prompt=hello", keep_error=True)
+
+    assert gone.is_set()
+    assert log == ["asked", "closed"]
+
+
+@pytest.mark.parametrize("kind", ["background", "dependency"])
+async def test_access_log_and_metrics_do_not_wait_for_what_comes_later(caplog, kind):
+    """The line and the observation are there before a background task, or a dependency's exit."""
+    seen: list[tuple[int, int]] = []
+
+    def look() -> None:
+        lines = [each for each in caplog.records if each.name == "access"]
+        seen.append((len(lines), metrics_of("/later")))
+
+    module = recipe("prometheus_metrics", "prometheus_client")
+
+    def metrics_of(route: str) -> int:
+        samples = module.requests.collect()[0].samples
+        counts = [each for each in samples if each.name.endswith("_total")]
+        return sum(int(each.value) for each in counts if each.labels["route"] == route)
+
+    async def exit_later() -> AsyncIterator[None]:
+        yield
+        look()
+
+    app = FastAPI()
+    dependencies = [Depends(exit_later)] if kind == "dependency" else []
+
+    @app.get("/later", dependencies=dependencies)
+    async def later() -> Response:
+        task = BackgroundTask(look) if kind == "background" else None
+        return PlainTextResponse("x", background=task)
+
+    app.add_middleware(HTTPMiddleware, dispatch=access_log.access_log)
+    app.add_middleware(HTTPMiddleware, dispatch=module.metrics)
+    before = metrics_of("/later")
+    with caplog.at_level(logging.INFO, logger="access"):
+        await run(app=app, path="/later")
+
+    assert seen == [(1, before + 1)]
 
 
 async def test_stream_that_falls_silent_is_cut_off(app_with, monkeypatch):

@@ -1,7 +1,7 @@
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from httpmw import Connection, Flow
+from httpmw import AppResponse, Connection, Flow
 
 from .route_template import route_template
 
@@ -18,7 +18,7 @@ def traced(conn: Connection) -> Flow | None:
 
 
 async def in_a_span(conn: Connection) -> Flow:
-    with tracer.start_as_current_span(
+    span = tracer.start_span(
         conn.method,
         context=propagate.extract(conn.headers),
         kind=SpanKind.SERVER,
@@ -26,13 +26,25 @@ async def in_a_span(conn: Connection) -> Flow:
             "http.request.method": conn.method,
             "url.path": conn.url.path,
         },
-    ) as span:
-        response = yield
-        route = route_template(conn)
-        span.update_name(f"{conn.method} {route}")
-        span.set_attribute("http.route", route)
-        span.set_attribute("http.response.status_code", response.status_code)
-        if response.status_code >= 500:
-            span.set_status(Status(StatusCode.ERROR))
-        yield response  # the span ends with the last byte
-        span.set_attribute("http.response.body.size", response.bytes_sent)
+    )
+
+    def done(sent: AppResponse) -> None:
+        span.set_attribute("http.response.body.size", sent.bytes_sent)
+        if sent.outcome in ("completed", "disconnected"):
+            span.end()  # with the last byte; background tasks come later
+
+    try:
+        with trace.use_span(span):  # notes what is raised
+            response = yield
+            route = route_template(conn)
+            span.update_name(f"{conn.method} {route}")
+            span.set_attribute("http.route", route)
+            status = response.status_code
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                span.set_status(Status(StatusCode.ERROR))
+            response.on_sent(done)
+            yield response  # what the app streams is inside of the span
+    finally:
+        if span.is_recording():
+            span.end()

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest as render
 from starlette.requests import Request
 from starlette.responses import Response
 
-from httpmw import Connection, Flow
+from httpmw import AppResponse, Connection, Flow
 
 from .route_template import route_template
 
@@ -39,19 +39,24 @@ METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 async def metrics(conn: Connection) -> Flow:
     started = time.perf_counter()
     method = conn.method if conn.method in METHODS else "other"
-    status, outcome, size = "500", "failed", 0
-    response = None
+
+    def count(status: int, outcome: str, size: int, ended: float) -> None:
+        route = route_template(conn)
+        requests.labels(method, route, str(status), outcome).inc()
+        seconds.labels(method, route).observe(ended - started)
+        sent.labels(method, route).inc(size)
+
+    def done(response: AppResponse) -> None:
+        ended = response.ended_at or time.perf_counter()
+        outcome = str(response.outcome)
+        count(response.status_code, outcome, response.bytes_sent, ended)
+
     try:
         response = yield
-        yield response
-    finally:
-        if response is not None:
-            status, outcome = str(response.status_code), str(response.outcome)
-            size = response.bytes_sent
-        route = route_template(conn)
-        requests.labels(method, route, status, outcome).inc()
-        seconds.labels(method, route).observe(time.perf_counter() - started)
-        sent.labels(method, route).inc(size)
+    except BaseException:
+        count(500, "failed", 0, time.perf_counter())
+        raise
+    response.on_sent(done)  # the last byte, or none any more
 
 
 async def metrics_page(request: Request) -> Response:
