@@ -90,7 +90,8 @@ class MiddlewareRouter(fastapi.APIRouter):
         covers = True
         for cls, args, kwargs in reversed(self._httpmw_middleware):
             app = cls(app, *args, **kwargs)
-            covers = covers and not isinstance(app, Adapter)
+            sees_http_only = isinstance(app, Adapter) and not getattr(app, "websocket", False)
+            covers = covers and not sees_http_only
         self._httpmw_covers = covers
         return app
 
@@ -202,7 +203,9 @@ class MiddlewareRouter(fastapi.APIRouter):
 
 
 _HANDSHAKES: Final = (
-    "Put it into a router of its own, and guard it there with a dependency or an ASGI middleware."
+    "Write `Middleware(HTTPMiddleware, dispatch=mw, websocket=True)` for each function that is to "
+    "run around handshakes as well; or put it into a router of its own, and guard it there with a "
+    "dependency or an ASGI middleware."
 )
 _FRONTENDS: Final = (
     "FastAPI serves frontends past its routers. Call `frontend` on the application, with the "

@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import httpmw.fastapi
@@ -358,6 +358,24 @@ def test_websocket_routes_behind_layers_that_see_them() -> None:
     ):
         pass
     assert caught.value.code == 4403
+
+
+@since
+def test_websocket_routes_behind_layers_around_handshakes() -> None:
+    """A function with `websocket=True` guards them, in the router and within."""
+    layer = Middleware(HTTPMiddleware, dispatch=only_members, websocket=True)
+    router, inner = MiddlewareRouter(middleware=[layer]), APIRouter()
+    router.websocket("/socket")(socket)
+    inner.websocket("/inner")(socket)
+    router.include_router(inner)
+    client = TestClient(into_an_application(router))
+
+    for path in ("/v1/socket", "/v1/inner"):
+        with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect(path):
+            pass
+        assert caught.value.status_code == 403
+        with client.websocket_connect(path, headers=MEMBER) as connection:
+            assert connection.receive()["type"] == "websocket.close"
 
 
 frontends = pytest.mark.skipif(
