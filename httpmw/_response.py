@@ -481,7 +481,9 @@ class AppResponse(Response):
         """
         Whether a status that allows no body came with the length of one.
         """
-        if self.status_code == _NOT_MODIFIED and not isinstance(self._body, FixedBody):
+        if isinstance(self._body, FixedBody):
+            return True
+        if self.status_code == _NOT_MODIFIED:
             return False  # of the 200 that it stands for
         return any(
             key.lower() == b"content-length" and value != b"0" for key, value in self.raw_headers

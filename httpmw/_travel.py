@@ -48,7 +48,7 @@ from ._body import (
 from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._observe import Callback, Observer, outcome_of
-from ._response import AppResponse, Headers, frame_nothing, framed, is_framed, received
+from ._response import AppResponse, Headers, frame, frame_nothing, framed, is_framed, received
 
 if TYPE_CHECKING:
     from ._exchange import AnyFlow, Exchange, Tail
@@ -369,7 +369,8 @@ class Outbound(Driven):
         response = AppResponse()
         response._outbound = self
         response._message = message
-        response.status_code = message["status"]
+        response.status_code = status = message["status"]
+        was_empty = status in BODILESS
         response.headers = headers
         self.state = TRAVELLING
         waiting = self.waiting
@@ -387,12 +388,12 @@ class Outbound(Driven):
                     step = flow.asend(response)
                     awaited = step.send(None)
                 except StopAsyncIteration:
-                    if response.status_code in BODILESS:
+                    if was_empty or response.status_code in BODILESS:
                         mistake = self._silence(flow, response)
                         if mistake is not None:
                             begun = Begun(flow, exc=mistake)
                             break
-                        silent = True
+                        silent = self._silent
                     if not self.plain:
                         response = self._left(response)
                     elif waiting:  # nobody but the next one has a use for it
@@ -404,7 +405,7 @@ class Outbound(Driven):
                             break
                 except StopIteration as stop:
                     if stop.value is response and not (
-                        (self.states or response.status_code in BODILESS)
+                        (self.states or was_empty or response.status_code in BODILESS)
                         and self._mistake(flow, response, response)
                     ):
                         response = self._wait(flow, response)
@@ -468,7 +469,7 @@ class Outbound(Driven):
             try:
                 value = await (step or flow.asend(response))
             except StopAsyncIteration:
-                if response.status_code in BODILESS:
+                if response.status_code in BODILESS or response._message["status"] in BODILESS:
                     mistake = self._silence(flow, response)
                     if mistake is not None:
                         raise self._fail(mistake) from None
@@ -519,17 +520,25 @@ class Outbound(Driven):
         if self.states and open_scopes(self.stepper) != self.scopes:
             return _errors.open_scope(flow)
         if value is response:
-            return self._silence(flow, response) if response.status_code in BODILESS else None
+            is_empty = response.status_code in BODILESS or response._message["status"] in BODILESS
+            return self._silence(flow, response) if is_empty else None
         if value is None:
             return _errors.second_yield(flow)
         return not_a_new_response(flow, value)
 
     def _silence(self, flow: AnyFlow, response: AppResponse) -> _errors.MiddlewareError | None:
         """
-        A flow lets go of a response that has no body: see to its framing.
+        A flow lets go of a response that has no body, or had none: see to its framing.
         """
         status = response.status_code
-        if status != response._message["status"]:
+        received = response._message["status"]
+        if status not in BODILESS:
+            # The length that it declares is that of another response (RFC 9110 section 8.6).
+            if received in BODILESS and not isinstance(response._body, FixedBody):
+                frame(response.raw_headers, None)
+            response._message = {**response._message, "status": status}
+            return None
+        if status != received:
             if status < FINAL:
                 return _errors.interim_status(flow, status)
             frame_nothing(response.raw_headers, status)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from httpmw import Connection, Flow, MiddlewareError
+from httpmw import AppResponse, Connection, Flow, MiddlewareError
 from httpmw.compat import BaseHTTPMiddleware, DispatchFunction, RequestResponseEndpoint
 from tests.harness import Chunks, Server, body, explained, request, script, stack, start, waiting
 from tests.wire import Answer, PlainServer, get, parse
@@ -647,3 +647,72 @@ async def test_response_that_is_framed_anew_stays_as_it_is(layers: Wrap) -> None
     for answer in await served(layers(APPS["whole"], mw), get("/"), get("/")):
         check_silent(answer, 204)
     assert (shared.raw_headers, shared.body) == (headers, b'"another body"')
+
+
+def another_status(response: AppResponse) -> None:
+    response.status_code = 404
+
+
+async def read_and_another_status(response: AppResponse) -> None:
+    await response.read()
+    response.status_code = 404
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("edit", [another_status, read_and_another_status])
+async def test_length_of_a_304_is_not_that_of_what_it_becomes(
+    layers: Wrap, edit: Callable[[AppResponse], Any], waits: bool
+) -> None:
+    """A 304 says the length of the 200 that it stands for (RFC 9110 section 8.6)."""
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        done = edit(response)
+        if done is not None:
+            await done
+        if waits:
+            yield response
+
+    app = script(start(304, [LENGTH]), body())
+
+    for answer in await served(layers(app, mw), get("/"), get("/")):
+        assert (answer.status, answer.body) == (404, b"")
+
+
+async def test_length_of_a_304_goes_for_the_layer_further_out_too(fused: bool) -> None:
+    """What it sees is the response that goes on, with layers fused and nested."""
+    seen = []
+
+    async def outer(conn: Connection) -> Flow:
+        response = yield
+        seen.append((response.status_code, response.headers.get("content-length")))
+
+    async def inner(conn: Connection) -> Flow:
+        response = yield
+        response.status_code = 404
+
+    await served(stack(script(start(304, [LENGTH]), body()), outer, inner, fused=fused), get("/"))
+
+    assert seen == [(404, None)]
+
+
+async def test_length_of_a_304_stays_where_nothing_is_changed(layers: Wrap) -> None:
+    """What no layer touches goes out as the app sent it."""
+    app = layers(script(start(304, [LENGTH]), body()), waiting)
+
+    for answer in await served(app, get("/"), get("/")):
+        assert (answer.status, answer.get("content-length")) == (304, b"5")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_body_of_nothing_has_no_length_where_the_status_allows_none(
+    layers: Wrap, status: int
+) -> None:
+    """An empty body set on an app's own 204 or 304 is no more to be declared than another one."""
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.body = b""
+
+    for answer in await served(layers(script(start(status), body()), mw), get("/"), get("/")):
+        check_silent(answer, status)

@@ -820,6 +820,25 @@ MUTATIONS = [
         tests="tests/test_framing.py::test_no_byte_of_a_body_goes_out_where_the_status_allows_none",
     ),
     Mutation(
+        "a 304 that becomes another status keeps the length of the 200 it stood for",
+        TRAVEL,
+        """                frame(response.raw_headers, None)
+            response._message""",
+        """                pass
+            response._message""",
+        tests="tests/test_framing.py::test_length_of_a_304_is_not_that_of_what_it_becomes",
+    ),
+    Mutation(
+        "an empty body that is set declares its length whatever the status",
+        RESPONSE,
+        """        if isinstance(self._body, FixedBody):
+            return True
+        if self.status_code == _NOT_MODIFIED:""",
+        """        if self.status_code == _NOT_MODIFIED:""",
+        tests="tests/test_framing.py::"
+        "test_body_of_nothing_has_no_length_where_the_status_allows_none",
+    ),
+    Mutation(
         "a body that somebody has read goes out under such a status",
         RESPONSE,
         "            body = SilentBody(body)",
