@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers load soak mutate differential fastapis instrumented leaks corpus migrate-fuzz \
+	transparency upstream third-party servers load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz \
 	pythons pyodide clean
 
 help: ## show this list
@@ -98,6 +98,12 @@ instrumented: $(VENV)-instrumented/instrumented.group ## edit layers under real 
 
 fastapis: $(VENV)/test.group ## run the tests of httpmw.fastapi on old and new versions of FastAPI
 	$(BIN)/python -m tools.fastapis $(ARGS)
+
+framing: $(VENV)/test.group ## compare 100,000 connections with a model of HTTP's framing
+	$(BIN)/python -m tools.framing $(ARGS)
+
+attack: $(VENV)/test.group ## attack gates and bodies on real servers; ARGS="--server granian"
+	$(BIN)/python -m tools.attack $(ARGS)
 
 leaks: $(VENV)/test.group ## send a million requests and see what stays; ARGS="--backend trio"
 	$(BIN)/python -m tools.leaks $(ARGS)

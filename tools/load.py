@@ -327,15 +327,16 @@ class Server:
     A server that runs, and its log.
     """
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(self, name: str, log: Path, app: str = "tools.load_app:app") -> None:
         self.log = log
         command, self.allowed = SERVERS[name]
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
+        self.address = ("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{port}"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command.format(port=port).split(), "tools.load_app:app"],
+                [sys.executable, "-m", *command.format(port=port).split(), app],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
                 stdin=subprocess.DEVNULL,
