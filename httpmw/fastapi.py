@@ -55,14 +55,16 @@ class MiddlewareRouter(fastapi.APIRouter):
 
     Refused is what they could not stand around:
 
-    * WebSocket routes, as long as one of the layers sees HTTP only; in a mounted application, where
-      they cannot be seen, the handshake is an error;
+    * WebSocket routes, as long as one of the layers sees HTTP only (see *websocket*); in a mounted
+      application, where they cannot be seen, the handshake is an error;
     * `frontend()`, which FastAPI serves past its routers;
     * before FastAPI 0.137 everything but path operations, in it and in routers that it includes.
 
     Args:
         middleware: Middleware functions, or `Middleware` objects of any ASGI middleware, the
             outermost first. They are made once, and before FastAPI 0.137 for each route.
+        websocket: Whether the functions among *middleware* run around WebSocket handshakes, too, as
+            `HTTPMiddleware` has it; a `Middleware` object says it for itself.
         options: Those of `APIRouter`.
 
     Raises:
@@ -71,11 +73,17 @@ class MiddlewareRouter(fastapi.APIRouter):
         RuntimeError: This FastAPI is not understood.
     """
 
-    def __init__(self, *, middleware: Sequence[Middleware | Dispatch], **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        middleware: Sequence[Middleware | Dispatch],
+        websocket: bool = False,
+        **options: Any,
+    ) -> None:
         _check()
         self._httpmw_routes: list[BaseRoute] = []
         self._httpmw_classes: dict[type[APIRoute], type[APIRoute]] = {}
-        self._httpmw_middleware = [_layer(each) for each in middleware]
+        self._httpmw_middleware = [_layer(each, websocket) for each in middleware]
         super().__init__(**options)
         inside: ASGIApp = super().handle if _STAYS else _nothing
         self._httpmw_app = self.around(inside)
@@ -203,9 +211,9 @@ class MiddlewareRouter(fastapi.APIRouter):
 
 
 _HANDSHAKES: Final = (
-    "Write `Middleware(HTTPMiddleware, dispatch=mw, websocket=True)` for each function that is to "
-    "run around handshakes as well; or put it into a router of its own, and guard it there with a "
-    "dependency or an ASGI middleware."
+    "Give the router `websocket=True`, or write `Middleware(HTTPMiddleware, dispatch=mw, "
+    "websocket=True)`, where the functions are to run around handshakes as well; or put it into a "
+    "router of its own, and guard it there with a dependency or an ASGI middleware."
 )
 _FRONTENDS: Final = (
     "FastAPI serves frontends past its routers. Call `frontend` on the application, with the "
@@ -217,12 +225,12 @@ _BEFORE: Final = (
 )
 
 
-def _layer(middleware: Any) -> Middleware:
+def _layer(middleware: Any, websocket: bool) -> Middleware:  # noqa: FBT001 - as it was given
     if isinstance(middleware, Middleware):
         return middleware
     if isinstance(middleware, type) or not callable(middleware):
         raise _errors.not_a_layer(middleware)
-    return Middleware(HTTPMiddleware, dispatch=middleware)
+    return Middleware(HTTPMiddleware, dispatch=middleware, websocket=websocket)
 
 
 def _routers_in(router: Any) -> Iterator[Any]:

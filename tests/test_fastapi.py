@@ -361,21 +361,29 @@ def test_websocket_routes_behind_layers_that_see_them() -> None:
 
 
 @since
-def test_websocket_routes_behind_layers_around_handshakes() -> None:
-    """A function with `websocket=True` guards them, in the router and within."""
-    layer = Middleware(HTTPMiddleware, dispatch=only_members, websocket=True)
-    router, inner = MiddlewareRouter(middleware=[layer]), APIRouter()
-    router.websocket("/socket")(socket)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"middleware": [second, only_members], "websocket": True},
+        {"middleware": [Middleware(HTTPMiddleware, dispatch=only_members, websocket=True)]},
+    ],
+    ids=["functions", "Middleware"],
+)
+def test_websocket_routes_behind_layers_that_run_around_handshakes(layers: Any) -> None:
+    """With `websocket=True` a gate covers them: in the router, in those within, and mounted."""
+    inner = APIRouter()
     inner.websocket("/inner")(socket)
+    router = MiddlewareRouter(**layers)
+    router.websocket("/socket")(socket)
     router.include_router(inner)
+    router.mount("/mounted", Starlette(routes=[WebSocketRoute("/socket", socket)]))
     client = TestClient(into_an_application(router))
-
-    for path in ("/v1/socket", "/v1/inner"):
+    for path in ("/v1/socket", "/v1/inner", "/v1/mounted/socket"):
         with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect(path):
             pass
-        assert caught.value.status_code == 403
-        with client.websocket_connect(path, headers=MEMBER) as connection:
-            assert connection.receive()["type"] == "websocket.close"
+        assert (caught.value.status_code, caught.value.text) == (403, "members only")
+        with client.websocket_connect(path, headers=MEMBER) as accepted:
+            assert "members" in str(accepted.extra_headers)
 
 
 frontends = pytest.mark.skipif(
