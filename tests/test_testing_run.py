@@ -413,3 +413,78 @@ def test_testing_imports_no_pytest() -> None:
     )
 
     assert output.stdout.split() == ["False", "False"]
+
+
+# WebSockets.
+
+
+async def marking_gate(conn: Connection) -> Flow:
+    """Let members in, and refuse all others."""
+    if "x-member" not in conn.headers:
+        yield PlainTextResponse("members only", 403)
+        return
+    response = yield
+    response.headers["x-gate"] = "open"
+
+
+async def test_a_handshake_that_is_accepted() -> None:
+    """The default app accepts and echoes; the result has the acceptance and what was sent."""
+    result = await run(
+        marking_gate, websocket=True, headers={"x-member": "1"}, messages=["a", b"b"]
+    )
+    assert (result.status, result.headers["x-gate"]) == (101, "open")
+    assert (result.messages, result.outcome, result.close_code) == (["a", b"b"], "completed", None)
+    assert result.request is not None
+    assert result.request.scope["type"] == "websocket"
+
+
+@pytest.mark.parametrize("extensions", [None, {}])
+async def test_a_handshake_that_is_refused(extensions: Any) -> None:
+    """It is a response where the server can send one, and a close where it cannot."""
+    result = await run(marking_gate, websocket=True, extensions=extensions)
+    assert (result.status, result.app_ran, result.outcome) == (403, False, "completed")
+    assert result.text == ("members only" if extensions is None else "")
+    assert result.close_code == (None if extensions is None else 1000)
+
+
+async def test_a_handshake_around_a_layer() -> None:
+    """A layer is there for it only if it says so."""
+    assert (await run(HTTPMiddleware(Response(), marking_gate), websocket=True)).status == 101
+    layer = HTTPMiddleware(Response(), marking_gate, websocket=True)
+    assert (await run(layer, websocket=True)).status == 403
+    assert (
+        await run(Middleware(HTTPMiddleware, marking_gate, websocket=True), websocket=True)
+    ).status == 403
+
+
+async def test_a_websocket_that_breaks_off() -> None:
+    """The client can leave without a close, before the answer and after a number of messages."""
+    result = await run(None, websocket=True, messages=["a"], closes=1006)
+    assert (result.messages, result.outcome) == (["a"], "disconnected")
+    result = await run(None, websocket=True, messages=["a", "b", "c"], leaves_after=2)
+    assert (result.messages, result.outcome) == (["a"], "disconnected")
+
+
+async def test_a_websocket_that_the_app_closes() -> None:
+    """`close_code` is that of the app."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": "p"})
+        await send({"type": "websocket.close", "code": 4000})
+
+    result = await run(
+        marking_gate, app, websocket=True, headers={"x-member": "1"}, subprotocols=["p"]
+    )
+    assert (result.close_code, result.outcome) == (4000, "completed")
+
+
+async def test_an_app_that_breaks_the_rules_of_websockets() -> None:
+    """Sending before the acceptance is a violation, and raised."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.send", "text": "a"})
+
+    with pytest.raises(ASGIViolation, match="W04"):
+        await run(None, app, websocket=True)

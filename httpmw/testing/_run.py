@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +12,8 @@ from ._headers import HeadersLike, with_host
 from ._layers import AnyMiddleware, around
 from ._sent import Sent
 from ._server import Server
+from ._socket import DENIES, SocketServer, data_of
+from ._websocket import CLOSE
 
 Outcome = Literal["completed", "disconnected", "incomplete", "failed", "no response"]
 
@@ -23,12 +25,13 @@ class Result(Sent):
     Attributes:
         sent: The messages that the server took, as they were.
         exception: What was raised out of the middleware; None where nothing was.
-        request: The request as the inner app got it, a `starlette.requests.Request`; None where
-            the inner app was not run. `request.scope` is a copy of its scope.
+        request: The request as the inner app got it, a `starlette.requests.Request`, or an
+            `HTTPConnection` for a WebSocket; None where the inner app was not run. `request.scope`
+            is a copy of its scope.
         received: What the inner app received, message by message.
     """
 
-    def __init__(self, server: Server, inside: Inside) -> None:
+    def __init__(self, server: Server | SocketServer, inside: Inside) -> None:
         self.sent = server.sent
         self.is_head = server.is_head
         self.exception = server.error
@@ -36,6 +39,23 @@ class Result(Sent):
         self.received = inside.received
         self._complete = server.complete
         self._left = server.left
+
+    @property
+    def messages(self) -> list[str | bytes]:
+        """
+        What the app has sent over a WebSocket, message by message.
+        """
+        return data_of(self.sent)
+
+    @property
+    def close_code(self) -> int | None:
+        """
+        The code with which the app has closed a WebSocket; None where it has not.
+        """
+        for message in self.sent:
+            if message["type"] == CLOSE:
+                return int(message.get("code", 1000))
+        return None
 
     @property
     def app_ran(self) -> bool:
@@ -81,7 +101,8 @@ class Inside:
         self.received: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.request = Request(dict(scope))
+        kind = Request if scope["type"] == "http" else HTTPConnection  # it would refuse the scope
+        self.request = cast(Request, kind(dict(scope)))
 
         async def noting_receive() -> Message:
             message = await receive()
@@ -98,6 +119,17 @@ async def read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
     while (await receive()).get("more_body", False):
         pass
     await PlainTextResponse("ok")(scope, receive, send)
+
+
+async def accept_and_echo(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+    """
+    The same for a WebSocket: it accepts, and sends back what it receives, until the client closes.
+    """
+    message = await receive()
+    if message["type"] == "websocket.connect":
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
 
 
 def as_app(app: ASGIApp | BaseException | type[BaseException] | None) -> ASGIApp:
@@ -128,11 +160,15 @@ async def run(  # noqa: PLR0913 - what a request has, each with a default
     headers: HeadersLike = (),
     body: str | bytes | Sequence[bytes] = b"",
     spec: str | None = "2.3",
-    extensions: Mapping[str, Any] = {},
+    extensions: Mapping[str, Any] | None = None,
     scope: Mapping[str, Any] = {},
     disconnect: Literal["repeated", "once"] = "repeated",
     leaves_after: int | None = None,
     keep_error: bool = False,
+    websocket: bool = False,
+    subprotocols: Sequence[str] = (),
+    messages: Sequence[str | bytes] = (),
+    closes: int | None = 1000,
 ) -> Result:
     """
     Send one request through a middleware, without a server.
@@ -157,13 +193,21 @@ async def run(  # noqa: PLR0913 - what a request has, each with a default
         body: The request body; a sequence arrives as one message for each item.
         spec: The version of ASGI's HTTP specification that the server announces, None: none.
             From 2.4 on `send` raises `OSError` when the client has left.
-        extensions: The ASGI extensions that the server announces, with their values.
+        extensions: The ASGI extensions that the server announces, with their values; by default
+            none, and for a WebSocket the one by which a refusal is a whole response.
         scope: Other keys of the scope, such as `client`, `state` or `app`.
         disconnect: Whether the server tells of a disconnect each time, as uvicorn and granian
             do, or once, as hypercorn and daphne do.
         leaves_after: After how many messages of the response the client leaves: 0 at once,
             before the app is called, 1 after the start, 2 after the first chunk of the body.
         keep_error: Keep what the middleware raises in `result.exception` instead of raising it.
+        websocket: Whether it is the handshake of a WebSocket. Middleware functions in *mw* run
+            around it; a layer has to say so itself. The default app accepts and echoes.
+            `result.status` is 101 for an acceptance, and 403 for a close in its place.
+        subprotocols: What the client of a WebSocket offers.
+        messages: What it sends after the acceptance: str as text, bytes as bytes.
+        closes: The code with which it closes after that; 1006: the connection breaks off, None: it
+            stays until the app has ended.
 
     Returns:
         What came of it, as a `Result`.
@@ -172,22 +216,37 @@ async def run(  # noqa: PLR0913 - what a request has, each with a default
         Exception: What the middleware raised, unless *keep_error* is set.
         ASGIViolation: The middleware broke a rule of ASGI, towards the server or the app.
     """
-    server = Server(
-        method=method,
-        path=path,
-        query=query,
-        headers=with_host(headers),
-        body=body,
-        spec=spec,
-        extensions=extensions,
-        disconnect=disconnect,
-        leaves_after=leaves_after,
-    )
+    server: Server | SocketServer
+    if websocket:
+        server = SocketServer(
+            path=path,
+            query=query,
+            headers=with_host(headers),
+            subprotocols=subprotocols,
+            messages=messages,
+            closes=closes,
+            spec=spec,
+            extensions=DENIES if extensions is None else extensions,
+            disconnect=disconnect,
+            leaves_after=leaves_after,
+        )
+    else:
+        server = Server(
+            method=method,
+            path=path,
+            query=query,
+            headers=with_host(headers),
+            body=body,
+            spec=spec,
+            extensions={} if extensions is None else extensions,
+            disconnect=disconnect,
+            leaves_after=leaves_after,
+        )
     server.scope.update(scope)
-    inside = Inside(as_app(app))
+    inside = Inside(accept_and_echo if app is None and websocket else as_app(app))
     checked = ASGIChecker(inside, side="server", violations=server.violations)
     try:
-        await server.run(around(mw, checked), keep_error=keep_error)
+        await server.run(around(mw, checked, websocket=websocket), keep_error=keep_error)
     finally:
         # Whatever the middleware or the app made of it.
         for violation in server.violations:
