@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz \
+	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz \
 	pythons pyodide clean
 
 help: ## show this list
@@ -71,6 +71,9 @@ upstream: $(VENV)/test.group ## run the tests of Starlette and FastAPI with laye
 
 third-party: $(VENV)/test.group ## run suites of others under patch_starlette(); COPIES=folder of them
 	$(BIN)/python tools/third_party.py .cache/suites $(COPIES) $(ARGS)
+
+handshakes: $(VENV)/servers.group ## put into docs/websocket-servers.md what six servers do; takes minutes
+	$(BIN)/python -m tools.handshakes $(ARGS)
 
 servers: $(VENV)/servers.group ## put into docs/servers.md what nine servers do; takes minutes
 	$(BIN)/python tools/servers.py $(ARGS)
