@@ -896,6 +896,15 @@ async def test_gate(app_with, path, headers, status, text):
         assert result.text == text
 
 
+async def test_gate_guards_handshakes():
+    """With `websocket=True` a WebSocket route needs a token as well."""
+    gate = auth_gate.gate(known, public=frozenset())
+    known_token = {"authorization": "Bearer t1"}
+
+    assert (await run(gate, websocket=True)).status == 401
+    assert (await run(gate, websocket=True, headers=known_token)).status == 101
+
+
 async def test_gate_outside_of_cors_refuses_preflights(app_with):
     """A preflight request has no token: CORS stands outside."""
     gate = Middleware(HTTPMiddleware, dispatch=auth_gate.gate(known, public=frozenset()))

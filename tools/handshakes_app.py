@@ -71,7 +71,7 @@ async def gate(conn: Connection) -> Flow:
         yield PlainTextResponse("not you", 401, headers={"x-gate": "shut"})
 
 
-async def mark(conn: Connection) -> Flow:
+async def mark(conn: Connection) -> Flow:  # noqa: ARG001 - a middleware function
     response = yield
     response.headers["x-layer"] = "yes"
     response.set_cookie("c", "3")
