@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -330,6 +331,103 @@ def _is_behind(exc: BaseException | None) -> bool:
 # ---------------------------------------------------------------------- the client
 
 
+class Beside(Protocol):
+    """
+    Runs something beside what is inside of it, until that ends or `stop` is called.
+    """
+
+    def stop(self) -> None: ...
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None: ...
+
+
+class TaskBeside:
+    """
+    On asyncio: in a plain task.
+
+    A task group of anyio may take a cancellation of the request for its own, where that was raised
+    while one by a scope was handled.
+    """
+
+    def __init__(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._run = run
+        self._task: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        if isinstance(exc, GeneratorExit):
+            return  # nothing can be waited for
+        interrupted: BaseException | None = None
+        while not self._task.done():
+            try:
+                await asyncio.wait((self._task,))
+            except asyncio.CancelledError as cancelled:
+                interrupted = cancelled
+        try:
+            if interrupted is not None:
+                raise interrupted
+        finally:
+            interrupted = None  # it holds this frame: do not hold it in turn
+
+
+class GroupBeside:
+    """
+    On trio: in a task group; what is raised inside does not come out in a group.
+    """
+
+    def __init__(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._run = run
+        self._group = anyio.create_task_group()
+        self._scope = anyio.CancelScope()
+
+    def stop(self) -> None:
+        self._scope.cancel()
+
+    async def _run_in_scope(self) -> None:
+        with self._scope:
+            await self._run()
+
+    async def __aenter__(self) -> None:
+        await self._group.__aenter__()
+        self._group.start_soon(self._run_in_scope)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self.stop()
+        if exc is None or _context.is_cancellation(exc) or isinstance(exc, GeneratorExit):
+            return await self._group.__aexit__(kind, exc, traceback)
+        await self._group.__aexit__(None, None, None)
+        return False
+
+
+def beside(exchange: Exchange, run: Callable[[], Coroutine[Any, Any, None]]) -> Beside:
+    return GroupBeside(run) if exchange.loop is None else TaskBeside(run)
+
+
 class Watch:
     # `Connection.cancel_on_disconnect`: one task beside the app, which takes what the server has to
     # say, and keeps it for the app; so much of it at most.
@@ -345,7 +443,7 @@ class Watch:
         # Whether the app asks the server itself again, as nobody watches any more.
         self._over = False
         self._changed = anyio.Event()
-        self._watching = anyio.CancelScope()
+        self._watching = beside(exchange, self._watch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -364,28 +462,15 @@ class Watch:
                 self._end()
             await send(message)
 
-        failure: BaseException | None = None
         with cut:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._watch)
-                try:
-                    await self.app(scope, self.receive, send_watched)
-                except BaseException as exc:
-                    if isinstance(exc, GeneratorExit) or _context.is_cancellation(exc):
-                        raise
-                    failure = exc  # not in a group
-                self._end()
-        try:
-            if failure is not None:
-                raise failure
-        finally:
-            failure = None  # it holds this frame: do not hold it in turn
+            async with self._watching:
+                await self.app(scope, self.receive, send_watched)
         if cut.struck:
             raise self._exchange.client_gone()
 
     def _end(self) -> None:
         self._over = True
-        self._watching.cancel()
+        self._watching.stop()
         self._tell()
 
     def _tell(self) -> None:
@@ -393,22 +478,21 @@ class Watch:
         changed.set()
 
     async def _watch(self) -> None:
-        with self._watching:
-            while True:
-                while self._size >= self.AHEAD:
-                    await self._changed.wait()
-                try:
-                    message = await self._receive()
-                except Exception as exc:  # noqa: BLE001 - it is the app's, which asks for it
-                    self._error = exc
-                    break
-                self._ahead.append(message)
-                if message["type"] == "http.disconnect":
-                    if not self._over:
-                        self._cut.strike()
-                    break
-                self._size += len(as_bytes(message.get("body", b"")))
-                self._tell()
+        while True:
+            while self._size >= self.AHEAD:
+                await self._changed.wait()
+            try:
+                message = await self._receive()
+            except Exception as exc:  # noqa: BLE001 - it is the app's, which asks for it
+                self._error = exc
+                break
+            self._ahead.append(message)
+            if message["type"] == "http.disconnect":
+                if not self._over:
+                    self._cut.strike()
+                break
+            self._size += len(as_bytes(message.get("body", b"")))
+            self._tell()
         self._over = True
         self._tell()
 

@@ -24,8 +24,10 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import (
+    AppResponse,
     BodyTooLarge,
     Connection,
+    DeadlineExceeded,
     Flow,
     HTTPMiddleware,
     MiddlewareError,
@@ -79,6 +81,8 @@ class Plan:
     # What happened, in order.
     log: list[str] = field(default_factory=list)
     open: int = 0
+    # How many callbacks of `on_sent` are still to be called.
+    owed: int = 0
     names: list[str] = field(default_factory=list)
 
     @property
@@ -558,8 +562,48 @@ def requesting(plan: Plan, name: str) -> Function:
     return requesting
 
 
+@layer(3)
+def observing(plan: Plan, name: str) -> Function:
+    waits = plan.chance(0.5)
+    plan.effect(marking(name))
+
+    def done(response: AppResponse) -> None:
+        plan.owed -= 1
+        plan.log.append(f"{name} told, {OUTCOME} {response.outcome}")
+        assert response.ended_at is not None
+
+    async def observing(conn: Connection) -> Flow:
+        with plan.life(name):
+            response = yield
+            mark(response, name)
+            plan.owed += 1
+            response.on_sent(done)
+            if waits:
+                yield response
+
+    return observing
+
+
+@layer(1)
+def cancelling(plan: Plan, name: str) -> Function:
+    waits = plan.chance(0.5)
+    plan.unpredictable()
+    plan.concurrent = True
+    plan.cuts = True
+
+    async def cancelling(conn: Connection) -> Flow:
+        with plan.life(name):
+            conn.cancel_on_disconnect()
+            response = yield
+            if waits:
+                yield response
+
+    return cancelling
+
+
 @layer(2)
 def limiting(plan: Plan, name: str) -> Function:
+    limit = plan.random.choice(("seconds", "seconds", "idle", "total"))
     seconds = plan.random.choice((0.1, 1.0, 30.0))
     answers = plan.chance(0.5)
     plan.unpredictable()
@@ -569,10 +613,10 @@ def limiting(plan: Plan, name: str) -> Function:
 
     async def limiting(conn: Connection) -> Flow:
         with plan.life(name):
-            conn.fail_after(seconds)
+            conn.fail_after(**{limit: seconds})
             try:
                 response = yield
-            except TimeoutError:
+            except DeadlineExceeded:
                 if not answers:
                     raise
                 yield PlainTextResponse("late", 504)
@@ -1053,6 +1097,7 @@ async def run(plan: Plan, stack: ASGIApp) -> None:
         extensions=plan.extensions,
     )
     assert plan.open == 0, f"{plan.open} layers are still open"
+    assert plan.owed == 0, f"{plan.owed} callbacks were not called"
     if plan.model is None or world.struck or not server.complete:
         return
     answer = Answer(0, b"")
