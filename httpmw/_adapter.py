@@ -88,7 +88,7 @@ class HTTPMiddleware(Adapter):
             vars(self)["dispatch"] = dispatch
         _check(dispatch)
         if when is not None:
-            _check_predicate(when)
+            check_predicate(when)
         self.app = app
         if websocket is not None:
             self.websocket = websocket
@@ -203,7 +203,7 @@ def _begun_by_its_caller(dispatch: Any) -> Any:
     return begin
 
 
-def _check_predicate(when: Any) -> None:
+def check_predicate(when: Any) -> None:
     # The coroutine of an `async def` would count as true.
     call = getattr(type(when), "__call__", None)  # noqa: B004
     if not callable(when) or any(map(inspect.iscoroutinefunction, (when, call))):

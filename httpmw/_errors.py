@@ -296,6 +296,24 @@ def bad_websocket(value: object) -> TypeError:
     )
 
 
+def bad_option(owner: type, option: str, value: object, expected: str) -> TypeError:
+    return TypeError(f"{owner.__name__}({option}={value!r}): `{option}` must be {expected}.")
+
+
+def missing_extra(owner: type, distribution: str, extra: str) -> ImportError:
+    return ImportError(
+        f"{owner.__name__} needs {distribution}, which is not installed.\n"
+        f"Write `pip install 'httpmw[{extra}]'`."
+    )
+
+
+def bad_id(make: object, value: object) -> ValueError:
+    return ValueError(
+        f"{place(make)} gave {value!r} for the id of a request.\n"
+        "Return a str that is not empty, of printable characters of ASCII: it goes into a header."
+    )
+
+
 def sync_generator(dispatch: object) -> TypeError:
     return TypeError(
         f"middleware function {place(dispatch)} is a plain `def` with a `yield`.\n"

@@ -1,0 +1,53 @@
+"""
+Layers that are ready to import; each name loads the module of its kind, and no other.
+"""
+
+# Rule 1: one private module for each kind, with one public class, whose name ends in `Middleware`;
+# a subclass of `HTTPMiddleware` that never overrides `__call__`, so that neighbours fuse.
+# Rule 2: every option is checked where the layer is made.
+# Rule 3: what not everybody has installed is imported by the module that needs it and by no other,
+# with an error that names the extra. To import this package loads none of the modules.
+# Rule 4: nothing of the core imports this package.
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
+    from ._request_id import request_id as request_id
+    from ._request_id import trace_id as trace_id
+    from ._route import route_template
+
+__all__ = [
+    "RequestIDFilter",
+    "RequestIDMiddleware",
+    "add_request_id",
+    "request_id",
+    "route_template",
+    "trace_id",
+]
+
+_MODULES: Final = {
+    "RequestIDFilter": "_request_id",
+    "RequestIDMiddleware": "_request_id",
+    "add_request_id": "_request_id",
+    "request_id": "_request_id",
+    "route_template": "_route",
+    "trace_id": "_request_id",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562.
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value  # the next time it is found without a call
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+# What all layers that are ready to import have in common.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, TypeAlias
+
+from starlette.types import ASGIApp
+
+from httpmw import _errors
+from httpmw._adapter import HTTPMiddleware, Predicate, check_predicate
+from httpmw._connection import Connection
+from httpmw._handlers import is_plain_callable
+
+Exclude: TypeAlias = Collection[str] | Callable[[Connection[Any]], bool]
+"""
+Requests that a layer leaves alone: their paths, or a predicate.
+"""
+
+
+class Ready(HTTPMiddleware):
+    """
+    A layer with options.
+
+    Args:
+        app: The inner app.
+        when: A predicate on the connection; where it is false, the layer is not there.
+        exclude: Paths for which it is not there, as `scope["path"]` has them; or a predicate.
+        websocket: Whether it is there for WebSocket handshakes; None: what the class says.
+    """
+
+    # What it is to those that look at the order of layers.
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        when: Predicate | None,
+        exclude: Exclude,
+        websocket: bool | None,
+    ) -> None:
+        wanted = self._wanted(exclude)
+        if when is not None:
+            check_predicate(when)
+            if wanted is not None:
+                wanted = _both(wanted, when)
+        super().__init__(app, when=wanted or when, websocket=websocket)
+
+    def _wanted(self, exclude: Any) -> Predicate | None:
+        """
+        Give what says that a request is not left alone; None where none is.
+        """
+        if callable(exclude):
+            self._check_callables(exclude=exclude)
+            meant: Callable[[Connection[Any]], bool] = exclude
+            return lambda conn: not meant(conn)
+        if isinstance(exclude, str) or not isinstance(exclude, Collection):
+            raise self._bad(
+                "exclude", exclude, 'paths, as in `exclude=["/health"]`, or a predicate'
+            )
+        paths = frozenset(exclude)
+        for path in paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise self._bad("exclude", exclude, f"paths that begin with a slash, not {path!r}")
+        return (lambda conn: conn["path"] not in paths) if paths else None
+
+    @classmethod
+    def _bad(cls, option: str, value: object, expected: str) -> TypeError:
+        return _errors.bad_option(cls, option, value, expected)
+
+    @classmethod
+    def _check_callables(cls, **options: object) -> None:
+        for name, value in options.items():
+            if value is not None and not is_plain_callable(value):
+                raise cls._bad(name, value, "a plain function, no `async def`")
+
+    @classmethod
+    def _check_flags(cls, **options: object) -> None:
+        for name, value in options.items():
+            if not isinstance(value, bool):
+                raise cls._bad(name, value, "a bool")
+
+
+def _both(one: Predicate, other: Predicate) -> Predicate:
+    return lambda conn: one(conn) and other(conn)

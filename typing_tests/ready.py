@@ -1,0 +1,65 @@
+"""
+The layers that are ready to import. Checked by mypy and pyrefly, never run.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any, assert_type
+from uuid import uuid4
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.websockets import WebSocket
+
+from httpmw import Connection, MiddlewareStack
+from httpmw.middleware import (
+    RequestIDFilter,
+    RequestIDMiddleware,
+    add_request_id,
+    request_id,
+    route_template,
+    trace_id,
+)
+
+app = FastAPI()
+
+# Registered in every way, with options.
+
+app.add_middleware(
+    RequestIDMiddleware,
+    header_name="x-correlation-id",
+    generator=lambda: uuid4().hex,
+    validator=str.isalnum,
+    transformer=str.lower,
+    trust=lambda conn: "x-proxy" in conn.headers,
+    exclude=["/health"],
+)
+Starlette(middleware=[Middleware(RequestIDMiddleware, sentry=True, websocket=False)])
+MiddlewareStack(app).add(Middleware(RequestIDMiddleware, exclude=lambda conn: True))
+RequestIDMiddleware(app, from_traceparent=True)
+
+# Options of another type.
+
+app.add_middleware(RequestIDMiddleware, header_name=b"x")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+RequestIDMiddleware(app, generator=lambda: 7)  # type: ignore[arg-type,return-value]  # pyrefly: ignore[bad-argument-type]
+RequestIDMiddleware(app, colour="red")  # type: ignore[call-arg]  # pyrefly: ignore[unexpected-keyword]
+
+# The names beside it.
+
+assert_type(request_id, ContextVar[str | None])
+assert_type(trace_id.get(), str | None)
+logging.StreamHandler().addFilter(RequestIDFilter(length=8))
+add_request_id(None, "info", {"event": "x"})
+
+
+def names(
+    conn: Connection, request: Request, websocket: WebSocket, any_state: Connection[Any]
+) -> None:
+    assert_type(route_template(conn), str | None)
+    route_template(request)
+    route_template(websocket)
+    route_template(any_state)
