@@ -950,14 +950,6 @@ def status_of_acceptance(status: int) -> MiddlewareError:
     )
 
 
-def accepted_by_a_layer() -> MiddlewareError:
-    return MiddlewareError(
-        "a middleware function answered a WebSocket handshake with status 101, but only the inner "
-        "app can accept it.\n"
-        "Write `response = yield`, and let the app answer."
-    )
-
-
 def truncated(app: object) -> NoResponseError:
     return NoResponseError(
         f"the inner app {place(app)} returned in the middle of its response body."

@@ -11,8 +11,8 @@
 # inner app the handshake translates itself, to the server an `Edge` does.
 # Rule 2: what no layer has touched leaves as it came: a translated message has its original with
 # it, under the key `ORIGIN`.
-# Rule 3: only the inner app accepts. A status that says otherwise, 101 of a layer's own or another
-# one on an acceptance, is an error, and the handshake fails.
+# Rule 3: only the inner app accepts. A status that says otherwise is an error, and the handshake
+# fails: another one on an acceptance here, and in `_travel` 101 of a layer's own: it is not final.
 # Rule 4: after the acceptance messages go to the server's own `send` and take them from its own
 # `receive`, unless a flow waits for the end; then they are counted on their way.
 # Rule 5: layers of ours that have nothing of somebody else's between them hand each other what they
@@ -120,8 +120,6 @@ class Edge:
         if kind == _START:
             origin = message.get(ORIGIN)
             if origin is None or origin["type"] != _ACCEPT:
-                if message["status"] == ACCEPTED:
-                    raise _errors.accepted_by_a_layer()
                 return self._refuse(message, origin)
             if message["status"] != ACCEPTED:
                 raise _errors.status_of_acceptance(message["status"])
@@ -354,8 +352,14 @@ class Handshake(Exchange):
 
     # ------------------------------------------------------------------ the same in HTTP
 
-    # What a layer further in has as `send`.
-    tell = Exchange.send
+    def tell(self, message: Message) -> Awaitable[None]:
+        """
+        What a layer further in has as `send`.
+        """
+        if not self.answered and message["type"] == _START:
+            origin = message.get(ORIGIN)
+            self.answered = _DENIAL if origin is None else origin["type"]
+        return super().send(message)
 
     async def ask(self) -> Message:
         """

@@ -576,6 +576,34 @@ async def test_the_acceptance(served: Served, layered: Layered) -> None:
     assert server.messages == ["a", b"b"]
 
 
+async def test_an_acceptance_is_read_by_every_layer(served: Served, layered: Layered) -> None:
+    """It has no body that a layer could wait for, wherever that stands."""
+    seen: list[bytes] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        seen.append(await response.read())
+        yield response
+
+    server = await served(layered, Echo(), mw, passing, mw, passing, messages=["a"])
+    assert (server.messages, seen) == (["a"], [b"", b""])
+
+
+async def test_a_disconnect_that_was_read_ahead_is_not_lost(spec: str | None) -> None:
+    """An app that accepts all the same is told of it, by a server that tells it once."""
+    app = Echo()
+
+    async def mw(conn: Connection) -> Flow:
+        while not await conn.is_disconnected():
+            pass
+        yield
+
+    server = SocketServer(spec=spec, leaves_after=0, disconnect="once")
+    await server.run(HTTPMiddleware(app, dispatch=mw, websocket=True), keep_error=True)
+    if spec not in ("2.4", "2.5"):
+        assert app.received[-1]["type"] == "websocket.disconnect"
+
+
 async def test_an_untouched_acceptance_leaves_as_it_came(served: Served, layered: Layered) -> None:
     """Every key of it reaches the server, those that nobody knows, too."""
     accept = {"type": "websocket.accept", "subprotocol": None, "headers": [], "x.y": 1}
@@ -898,6 +926,19 @@ async def test_how_it_ended(served: Served, layered: Layered, closes: int) -> No
     assert app.ended == [None]
 
 
+async def test_layers_inside_of_one_that_counts(served: Served, layered: Layered) -> None:
+    """Messages go straight only as far as nobody wants to count them."""
+    seen: list[Any] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        seen.extend((response.messages_sent, response.messages_received, response.close_code))
+
+    await served(layered, Echo(), mw, passing, passing, messages=["a", "b"])
+    assert seen == [2, 2, 1000]
+
+
 async def test_closed_by_the_app(served: Served, layered: Layered) -> None:
     """The app's own close counts, not what the server tells behind it."""
     seen: list[Any] = []
@@ -1184,7 +1225,7 @@ async def test_a_discarded_app_gets_the_connect_first(served: Served, layered: L
         await send({"type": "websocket.accept"})
         received.extend([(await receive())["type"], (await receive())["type"]])
 
-    await served(layered, app, replacing())
+    await served(layered, app, replacing(), passing)
     assert received == ["websocket.connect", "websocket.disconnect"]
 
 

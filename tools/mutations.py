@@ -912,13 +912,6 @@ MUTATIONS = [
         tests="tests/test_handshake.py::test_layers_with_and_without_it_share_a_stack",
     ),
     Mutation(
-        "a layer of its own accepts",
-        HANDSHAKE,
-        'if message["status"] == ACCEPTED:',
-        "if False:",
-        tests="tests/test_handshake.py::test_only_the_app_accepts",
-    ),
-    Mutation(
         "an acceptance goes out with any status",
         HANDSHAKE,
         'if message["status"] != ACCEPTED:',
@@ -979,14 +972,14 @@ MUTATIONS = [
         HANDSHAKE,
         "        if self.state is not PASSING or self.incoming is not None:\n",
         "        if self.state is not PASSING:\n",
-        tests="tests/test_handshake.py::test_is_disconnected_before_the_answer",
+        tests="tests/test_handshake.py::test_a_disconnect_that_was_read_ahead_is_not_lost",
     ),
     Mutation(
         "messages go straight past an outer layer",
         HANDSHAKE,
         "        return outer._outermost_edge()",
         "        return outer._edge",
-        tests="tests/test_handshake.py::test_how_it_ended",
+        tests="tests/test_handshake.py::test_layers_inside_of_one_that_counts",
     ),
     Mutation(
         "the connect is not looked for in what was read ahead",

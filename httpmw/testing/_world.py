@@ -19,19 +19,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import AsyncGeneratorType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import anyio
 import anyio.lowlevel
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
-from httpmw._body import RequestChunks, ResponseChunks
+from httpmw._body import ACCEPTED, RequestChunks, ResponseChunks
 from httpmw._connection import Connection
 from httpmw._response import AppResponse
 
 from ._rules import ASGIViolation
 from ._server import Server
+from ._socket import SocketServer
 
 SPECS: Final[tuple[str | None, ...]] = (None, "2.1", "2.3", "2.4", "2.5")
 
@@ -128,7 +130,7 @@ class World:
         """
         The server of the latest request.
         """
-        return self._latest.server
+        return cast(Server, self._latest.server)  # a `SocketServer` where it is asked as one
 
     @property
     def raised(self) -> BaseException | None:
@@ -194,7 +196,8 @@ class World:
                 self._pass("app", None)
                 await self._pause()
                 message = await receive()
-                self.told = self.told or message["type"] == "http.disconnect"
+                gone = message["type"] in {"http.disconnect", "websocket.disconnect"}
+                self.told = self.told or gone
                 self._pass("app", None)
                 return message
 
@@ -217,6 +220,7 @@ class World:
         expect: type[BaseException] | tuple[type[BaseException], ...] = (),
         complete: bool = True,
         leaves_at: float | None = None,
+        websocket: bool = False,
         **request: Any,
     ) -> Server:
         """
@@ -229,7 +233,10 @@ class World:
                 raises.
             leaves_at: After how many seconds the client leaves, if it has not before; the
                 time is virtual.
-            request: The arguments of `Server`: *method*, *path*, *headers*, *body* and so on.
+            websocket: Whether it is the handshake of a WebSocket. It has to be answered then.
+            request: The arguments of `Server`: *method*, *path*, *headers*, *body* and so on; of a
+                WebSocket *path*, *headers*, *subprotocols*, *messages*, *closes* and so on, as
+                `run()` has them.
 
         Returns:
             The server, with what it was sent.
@@ -244,11 +251,12 @@ class World:
             "disconnect": conditions.disconnect,
             **request,
         }
-        visit = _Request(self, app, Server(**options))
+        server = SocketServer(**options) if websocket else Server(**options)
+        visit = _Request(self, app, server)
         self._requests.append(visit)
         await visit.run(leaves_at)
         visit.check(expect, complete=complete)
-        return visit.server
+        return cast(Server, visit.server)  # see `server`
 
     def _report(self) -> None:
         """
@@ -310,7 +318,7 @@ class World:
 class _Request:
     # One request of a world, in a task of its own.
 
-    def __init__(self, world: World, app: ASGIApp, server: Server) -> None:
+    def __init__(self, world: World, app: ASGIApp, server: Server | SocketServer) -> None:
         self.world = world
         self.server = server
         self.left = False
@@ -425,7 +433,8 @@ class _Request:
             complaints.append(
                 f"task.cancelling() is {self._cancelling} after {self._asked} cancellations"
             )
-        if complete and error is None and not self.left and not self.server.complete:
+        answered = self.server.complete or (self.server.status == ACCEPTED)
+        if complete and error is None and not self.left and not answered:
             complaints.append("the app returned, and the client still waits for its response")
         world._report()
         try:
@@ -439,7 +448,7 @@ class _Request:
             return all(self._is_expected(each, expect) for each in error.exceptions)
         if error is self.world.error or isinstance(error, expect):
             return True
-        if isinstance(error, (OSError, ClientDisconnect)) and self.left:
+        if isinstance(error, (OSError, ClientDisconnect, WebSocketDisconnect)) and self.left:
             return True
         if isinstance(error, _cancelled()) and self.world.cancelled:
             return True
