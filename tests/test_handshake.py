@@ -1458,3 +1458,73 @@ async def test_nothing_is_left_to_the_collector() -> None:
             await SocketServer(messages=["a"]).run(app)
 
         assert await left_to_the_collector(Handshake, once) == []
+
+
+# What HTTP has, too.
+
+
+@pytest.mark.parametrize("closes", [1000, 1006])
+async def test_on_sent(served: Served, layered: Layered, closes: int) -> None:
+    """It is called when the socket is over, by its close or by its end."""
+    seen: list[Any] = []
+    app = Echo()
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.on_sent(lambda it: seen.append((it.outcome, it.close_code, it.messages_sent)))
+
+    await served(layered, app, passing, mw, passing, messages=["a"], closes=closes)
+    assert seen == [("completed" if closes == 1000 else "disconnected", closes, 1)]
+
+
+async def test_on_sent_of_a_refusal(served: Served, layered: Layered) -> None:
+    """It is called for a response as for any."""
+    seen: list[Any] = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.on_sent(lambda it: seen.append((it.outcome, it.status_code, it.bytes_sent)))
+
+    await served(layered, Echo(), mw, refusing())
+    assert seen == [("completed", 403, 12)]
+
+
+async def test_limits_end_with_the_acceptance(served: Served, layered: Layered) -> None:
+    """What limits a response, and who watches over it, has no business with the open socket."""
+
+    async def mw(conn: Connection) -> Flow:
+        conn.fail_after(1000, idle=0, total=0)
+        conn.cancel_on_disconnect()
+        yield
+
+    class Slow(Echo):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def late() -> Message:
+                await anyio.sleep(0.01)
+                return await receive()
+
+            await super().__call__(scope, late, send)
+
+    app = Slow()
+    server = await served(layered, app, passing, mw, waiting, messages=["a", "b"])
+    assert (server.messages, app.ended) == (["a", "b"], [None])
+
+
+async def test_cancelled_when_the_client_leaves_before_the_answer(
+    served: Served, layered: Layered
+) -> None:
+    """`cancel_on_disconnect` watches until the app has answered."""
+    ended: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+
+    async def mw(conn: Connection) -> Flow:
+        conn.cancel_on_disconnect()
+        yield
+
+    await served(layered, app, passing, mw, leaves_after=0)
+    assert ended == ["cancelled"]
