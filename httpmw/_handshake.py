@@ -231,7 +231,7 @@ class Handshake(Exchange):
 
     def _silence(self, flow: AnyFlow, response: AppResponse) -> _errors.MiddlewareError | None:
         # What follows an acceptance is no body.
-        if response.is_acceptance and response.status_code == ACCEPTED:
+        if self.answered == _ACCEPT and response.status_code == ACCEPTED:
             return None
         return super()._silence(flow, response)
 
