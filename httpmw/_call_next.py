@@ -428,7 +428,7 @@ class _App(Response):
     background = None
     # Not known before it starts.
     status_code = 200
-    raw_headers = ()  # type: ignore[assignment]
+    raw_headers = ()  # type: ignore[assignment]  # pyrefly: ignore[bad-override]
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

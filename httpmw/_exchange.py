@@ -124,7 +124,9 @@ class Adapter:
     """
 
     # By a name that no subclass has for something else.
-    _httpmw: Layers
+    # Not at run time: annotations are evaluated by those who inject by type.
+    if TYPE_CHECKING:
+        _httpmw: Layers
     routes = RoutesWithin("app")
 
     def take(

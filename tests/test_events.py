@@ -1705,7 +1705,7 @@ async def test_function_that_waits_with_a_response_that_cannot_be_sent(
 
     assert seen == [server.error, "ended"]
     # Of a status the server is the judge.
-    assert isinstance(server.error, ASGIViolation if mistake == "status" else AttributeError)
+    assert isinstance(server.error, ASGIViolation if mistake == "status" else MiddlewareError)
 
 
 # The client leaves while a flow is being stepped.

@@ -142,8 +142,9 @@ class Runner:
     async def _run(self, scope: Scope, server: _Server, seconds: float) -> None:
         outcome = self._outcome
         before = self._seen_variables()
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 await self._app(scope, server.receive, server.send)
         except BaseException as error:  # noqa: BLE001 - it is what is compared
             outcome.raised = error
@@ -247,6 +248,7 @@ def _text(value: Any) -> str:
 
 
 async def _end_other_tasks() -> None:
+    others: set[asyncio.Task[Any]] = set()
     for _ in range(_TURNS):
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if not others:
