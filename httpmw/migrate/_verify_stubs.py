@@ -34,6 +34,8 @@ _UNPACK: Final = opcode.opmap["UNPACK_SEQUENCE"]
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 # Of a stub that is sent as a response.
 _STATUS: Final = 418
+# What it is, and what the engine remembers that was sent.
+_OF_STATUS: Final = frozenset({"status_code", "_sent_status"})
 # What the received response is an instance of, before and now.
 _RECEIVED: Final = re.compile(r"(?:\b[\w.]+\.)?\b(?:_StreamingResponse|AppResponse)\b")
 _LONGEST: Final = 160
@@ -198,10 +200,11 @@ class Stub(str, Response):  # noqa: SLOT000 - it has a dictionary, as responses 
             return own[name]
         if name in _OF_TEXT and _framework_asks(sys._getframe(1)):  # noqa: SLF001
             return getattr(f"<{own['_label']}>", name)
+        if name in _OF_STATUS and _framework_asks(sys._getframe(1)):  # noqa: SLF001
+            status = own["_known"].get("status_code")
+            return status if type(status) is int else _STATUS
         if name in own["_known"]:
             return own["_known"][name]
-        if name == "status_code" and _framework_asks(sys._getframe(1)):  # noqa: SLF001
-            return _STATUS
         if name in _READ_BY_THE_ENGINE:
             return _READ_BY_THE_ENGINE[name](own["_label"])
         child = own["_world"].named(f"{own['_label']}.{name}")
