@@ -935,8 +935,10 @@ async def test_layers_inside_of_one_that_counts(served: Served, layered: Layered
         yield response
         seen.extend((response.messages_sent, response.messages_received, response.close_code))
 
-    await served(layered, Echo(), mw, passing, passing, messages=["a", "b"])
-    assert seen == [2, 2, 1000]
+    for inside in ([passing], [passing, passing]):
+        seen.clear()
+        await served(layered, Echo(), mw, *inside, messages=["a", "b"])
+        assert seen == [2, 2, 1000]
 
 
 async def test_closed_by_the_app(served: Served, layered: Layered) -> None:
