@@ -5,21 +5,27 @@ The command `httpmw`; `python -m httpmw` is the same.
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 __all__ = ["main"]
 
 _EXIT_USAGE = 2
+_EXIT_FAILED = 4
 _EXIT_INTERRUPTED = 130
 
 _EPILOG = """
 exit codes:
   0  nothing to change, or it was changed or shown
-  1  with --check: something would be changed
+  1  with --check: something would be changed, and there was no fault
   2  the command line is wrong, or the extra `migrate` is not installed
-  3  some files could not be read, parsed or written; the others were done
+  3  some files or folders could not be listed, read, parsed or written, or made the codemod
+     fail; the others were done
+  4  the command itself failed: its traceback was printed, and nothing more was written
 """
 
 
@@ -35,11 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    missing = [path for path in options.paths if not Path(path).exists()]
+    # Not that of `pathlib`, which raises for a path that is too long or may not be looked at.
+    missing = [path for path in options.paths if not os.path.exists(path)]  # noqa: PTH110
     if missing:
         parser.error(f"there is no {missing[0]!r}")
     if options.write and options.check:
         parser.error("--write and --check exclude each other")
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file, and what stands in it, need not fit the encoding of the terminal.
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         from .migrate._run import Options, run  # noqa: PLC0415 - libcst is an extra
     except ImportError as exc:
@@ -66,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `httpmw migrate . | head`: what is left to print has no reader.
         sys.stderr.close()
         return 0
+    except Exception:  # noqa: BLE001 - Python's own exit code for it is that of `--check`
+        traceback.print_exc()
+        return _EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -243,7 +243,8 @@ _ALL = (
         "the file cannot be parsed: {what}.",
         "Mend the syntax, run the command with the Python that the file is for, or leave it out.",
         "A file that is no Python, or newer Python than the one that runs the command or the "
-        "installed libcst knows, is left.",
+        "installed libcst knows, is left. So is one that is nested too deeply for the codemod: a "
+        "chain of hundreds of `elif`, attributes, calls or operators.",
     ),
     Code(
         "HM191",
@@ -254,10 +255,11 @@ _ALL = (
     ),
     Code(
         "HM192",
-        "It cannot be read or written",
+        "It cannot be listed, read or written",
         "{what}.",
-        "Mend the permissions, or leave the file out.",
-        "The file was left as it was. The rest of the run went on.",
+        "Mend the permissions, or leave it out.",
+        "The file or the folder was left as it was. The rest of the run went on. What is no "
+        "regular file, such as a named pipe or a device, is not opened: reading it may never end.",
     ),
     Code(
         "HM193",

@@ -19,8 +19,18 @@ from ._project import Project
 from ._scan import Problem
 from ._unit import Unit
 
-__all__ = ["CONCERNED", "Project", "Target", "conversion", "convert", "diagnostic", "parse"]
+__all__ = [
+    "CONCERNED",
+    "Project",
+    "Target",
+    "alone",
+    "conversion",
+    "convert",
+    "diagnostic",
+    "parse",
+]
 
+_FAILED = {"HM190", "HM195"}
 Target = Literal["generator", "drop-in"]
 CONCERNED = re.compile(
     r"BaseHTTPMiddleware|RequestResponseEndpoint|call_next|def\s+dispatch\b"
@@ -72,9 +82,39 @@ def parse(project: Project, path: str, source: str) -> Diagnostic | None:
     except cst.ParserSyntaxError as exc:
         what = " ".join(exc.message.split())
         return diagnostic(path, "HM190", exc.raw_line, exc.raw_column + 1, what=what)
-    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
-        return diagnostic(path, "HM195", what=f"{type(exc).__name__}: {exc}")
+    except BaseException as exc:
+        # A panic of libcst's parser is no Exception.
+        if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+            raise
+        return _failed(path, exc)
     return None
+
+
+def alone(path: str, source: str, to: Target) -> Diagnostic | None:
+    """
+    Say whether a file makes the codemod fail by itself, and how.
+    """
+    project = Project()
+    failed = parse(project, path, source)
+    if failed is not None:
+        return failed
+    try:
+        project.resolve()
+    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
+        return _failed(path, exc)
+    found = conversion(project, project.modules[path], to).diagnostics
+    return next((each for each in found if each.code in _FAILED and not each.function), None)
+
+
+def _failed(path: str, exc: BaseException) -> Diagnostic:
+    if isinstance(exc, RecursionError):
+        return diagnostic(path, "HM190", what="nested too deeply")
+    return diagnostic(path, "HM195", what=_named(exc))
+
+
+def _named(exc: BaseException) -> str:
+    too_deep = isinstance(exc, RecursionError)
+    return "nested too deeply" if too_deep else f"{type(exc).__name__}: {exc}"
 
 
 def conversion(project: Project, module: Module, to: Target) -> Conversion:
@@ -82,14 +122,23 @@ def conversion(project: Project, module: Module, to: Target) -> Conversion:
     Convert a file of a project.
     """
     project.resolve()
-    if to == "drop-in":
-        return _dropped_in(module)
+    try:
+        return _dropped_in(module) if to == "drop-in" else _rewritten(project, module)
+    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
+        # Not even the lines are known of what is to be said.
+        project.reject(module, "", "HM195", _named(exc))
+        return Conversion(
+            module.path, module.source, module.source, [], [_failed(module.path, exc)]
+        )
+
+
+def _rewritten(project: Project, module: Module) -> Conversion:
     code = module.source
     try:
         code = apply(project, module)
         mistake = _mistake(code, project, module) if code != module.source else None
     except Exception as exc:  # noqa: BLE001 - one file must not stop the others
-        mistake = f"{type(exc).__name__}: {exc}"
+        mistake = _named(exc)
     if mistake is not None:
         project.reject(module, "", "HM195", mistake)
         code = module.source
@@ -121,8 +170,9 @@ def _dropped_in(module: Module) -> Conversion:
         code, swapped, problems = drop_in(module)
         _compiled(code, module.path)
     except Exception as exc:  # noqa: BLE001 - one file must not stop the others
-        failed = diagnostic(module.path, "HM195", what=f"{type(exc).__name__}: {exc}")
-        return Conversion(module.path, module.source, module.source, [], [failed])
+        return Conversion(
+            module.path, module.source, module.source, [], [_failed(module.path, exc)]
+        )
     result = Conversion(module.path, module.source, code)
     for node in swapped:
         line, _ = module.position(node)

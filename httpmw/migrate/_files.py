@@ -27,6 +27,7 @@ __all__ = ["MAX_BYTES", "File", "Unusable", "decoded", "discover", "load", "stor
 
 MAX_BYTES = 4_000_000
 _CONCERNED = re.compile(CONCERNED.pattern.encode())
+_MANY = 2000
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 
 
@@ -54,14 +55,16 @@ class File:
 
 def discover(paths: Iterable[str]) -> Iterator[str | Diagnostic]:
     """
-    Give the Python files of some paths, each once; a symbolic link in a folder is only named.
+    Give the Python files of some paths, each once, and a word on what cannot be looked into.
 
     Args:
-        paths: Files, which are taken as they are, and folders.
+        paths: Files, which are taken as they are, and folders; a symbolic link in a folder is
+            only named.
     """
     seen: set[str] = set()
     for path in paths:
-        for found in _in_folder(path) if Path(path).is_dir() else [path]:
+        # Not those of `pathlib`, which raise where a folder may not be entered.
+        for found in _in_folder(path) if os.path.isdir(path) else [path]:  # noqa: PTH112
             if isinstance(found, str):
                 real = os.path.realpath(found)
                 if real in seen:
@@ -71,22 +74,48 @@ def discover(paths: Iterable[str]) -> Iterator[str | Diagnostic]:
 
 
 def _in_folder(folder: str) -> Iterator[str | Diagnostic]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            each
-            for each in folders
-            if not each.startswith(".")
-            and each not in _SKIPPED
-            and not Path(where, each, "pyvenv.cfg").exists()
-        )
-        for name in sorted(files):
-            if not name.endswith(".py"):
+    # Not `os.walk`: on Python 3.11 it calls itself for each folder in a folder.
+    waiting = [folder]
+    while waiting:
+        where = waiting.pop()
+        try:
+            with os.scandir(where) as entries:
+                inside = sorted(entries, key=lambda each: each.name)
+        except OSError as exc:
+            yield diagnostic(where, "HM192", what=f"cannot list it: {_reason(exc)}")
+            continue
+        folders = []
+        for each in inside:
+            if _is_folder(each):
+                if _may_be_source(each):
+                    folders.append(each.path)
+            elif not each.name.endswith(".py"):
                 continue
-            path = str(Path(where, name))
-            if Path(path).is_symlink():
-                yield diagnostic(path, "HM214", what=str(Path(path).readlink()))
+            elif each.is_symlink():
+                yield diagnostic(each.path, "HM214", what=_leads_to(each.path))
             else:
-                yield path
+                yield each.path
+        waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False  # gone, or not to be told: as a file it gets its word
+
+
+def _may_be_source(folder: os.DirEntry[str]) -> bool:
+    if folder.name.startswith(".") or folder.name in _SKIPPED:
+        return False
+    return not os.path.exists(os.path.join(folder.path, "pyvenv.cfg"))  # noqa: PTH110, PTH118
+
+
+def _leads_to(link: str) -> str:
+    try:
+        return os.readlink(link)  # noqa: PTH115 - the text as it is
+    except OSError as exc:
+        return f"somewhere ({_reason(exc)})"
 
 
 def load(path: str, max_bytes: int) -> File | None:
@@ -97,9 +126,12 @@ def load(path: str, max_bytes: int) -> File | None:
         Unusable: It cannot be read, decoded or parsed.
     """
     try:
-        size = Path(path).stat().st_size
-        if size > max_bytes:
-            raise Unusable(diagnostic(path, "HM193", what=str(size)))
+        status = os.stat(path)  # noqa: PTH116 - a name that is none is a ValueError here, too
+        if not stat.S_ISREG(status.st_mode):
+            what = f"cannot read it: it is {_kind(status.st_mode)}"
+            raise Unusable(diagnostic(path, "HM192", what=what))
+        if status.st_size > max_bytes:
+            raise Unusable(diagnostic(path, "HM193", what=str(status.st_size)))
         data = Path(path).read_bytes()
     except OSError as exc:
         raise Unusable(diagnostic(path, "HM192", what=f"cannot read it: {_reason(exc)}")) from exc
@@ -126,13 +158,34 @@ def decoded(path: str, data: bytes) -> File:
         # without end would bring down another one.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(source, path)
+            tree = ast.parse(source, path)
     except SyntaxError as exc:
         line, column = exc.lineno or 1, exc.offset or 1
         raise Unusable(diagnostic(path, "HM190", line, column, what=exc.msg)) from exc
     except (ValueError, RecursionError, MemoryError) as exc:
         raise Unusable(diagnostic(path, "HM190", what=str(exc) or "nested too deeply")) from exc
+    if _is_long(source, tree):
+        raise Unusable(diagnostic(path, "HM190", what="nested too deeply"))
     return File(path, data, source, encoding)
+
+
+def _is_long(source: str, tree: ast.AST) -> bool:
+    # `a and b and ...` is one node here, and one in the other for libcst, whose parser ends the
+    # process where that goes too far.
+    if max(source.count("and"), source.count("or")) < _MANY:
+        return False
+    return any(isinstance(each, ast.BoolOp) and len(each.values) > _MANY for each in ast.walk(tree))
+
+
+def _kind(mode: int) -> str:
+    # Who opens one of these may wait for ever, or do something.
+    kinds = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
 
 
 def unwritable(path: str) -> str | None:

@@ -36,6 +36,8 @@ class Project:
         self.objects = Objects(self.lookup)
         # The files that cannot be written, and why.
         self.frozen: dict[str, str] = {}
+        # How many functions have been rejected since.
+        self.rejected = 0
         self._resolved = False
 
     @property
@@ -113,6 +115,7 @@ class Project:
         for unit in module.units.values():
             if qualname in {"", unit.qualname} and self.converts(unit):
                 unit.say(code, unit.node, what=what, remedy=remedy)
+                self.rejected += 1
         self._settle_groups()
 
     def resolve(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ._convert import Project, Target, conversion, diagnostic, parse
+from ._convert import Project, Target, alone, conversion, diagnostic, parse
 from ._files import MAX_BYTES, File, Unusable, decoded, discover, load, store, unwritable
 from ._model import Conversion, Diagnostic
 
@@ -91,7 +91,7 @@ class Result:
 
     def diagnostics(self) -> list[Diagnostic]:
         every = [each for one in self.conversions for each in one.diagnostics]
-        return sorted([*every, *self.unusable])
+        return sorted({*every, *self.unusable})
 
     def changed(self) -> list[Conversion]:
         return [each for each in self.conversions if each.changed]
@@ -112,10 +112,10 @@ def run(options: Options, out: TextIO, err: TextIO) -> int:
         _print_json(options, result, out)
     else:
         _print(options, result, out, err)
-    if options.check and result.changed():
-        return EXIT_CHANGES
-    broken = any(each.code in _FILE_CODES for each in result.diagnostics())
-    return EXIT_FILES if broken else 0
+    # A fault first: who looks for what is to be done shall not take it for that.
+    if any(each.code in _FILE_CODES for each in result.diagnostics()):
+        return EXIT_FILES
+    return EXIT_CHANGES if options.check and result.changed() else 0
 
 
 def _load(options: Options, result: Result, progress: _Progress) -> dict[str, File | None]:
@@ -139,6 +139,18 @@ def _load(options: Options, result: Result, progress: _Progress) -> dict[str, Fi
 def _convert(
     options: Options, files: dict[str, File | None], result: Result, progress: _Progress
 ) -> None:
+    project = _project(options, files, result, progress)
+    result.conversions = _conversions(project, options, progress)
+    if options.verify and options.to == "generator":
+        _verify(project, options, result, progress)
+
+
+def _project(
+    options: Options, files: dict[str, File | None], result: Result, progress: _Progress
+) -> Project:
+    """
+    Put the files together, but for those that make the codemod fail.
+    """
     project = Project()
     project.know(files)
     candidates = [each for each in files.values() if each is not None]
@@ -146,13 +158,34 @@ def _convert(
         _add(project, file, result)
         if options.write and (what := unwritable(file.path)) is not None:
             project.freeze(file.path, what)
-    if options.to == "generator":
-        _add_others(project, files, result)
+    try:
+        if options.to == "generator":
+            _add_others(project, files, result)
         project.resolve()
-    for path in progress.over(list(project.modules), "converting"):
-        result.conversions.append(conversion(project, project.modules[path], options.to))
-    if options.verify and options.to == "generator":
-        _verify(project, result, progress)
+    except Exception as exc:  # noqa: BLE001 - one file must not stop the others
+        # Which one it was is found by giving each its own run.
+        each_alone = (
+            alone(module.path, module.source, options.to) for module in project.modules.values()
+        )
+        found = [each for each in each_alone if each is not None]
+        what = f"{type(exc).__name__}: {exc}"
+        for each in found or [diagnostic(path, "HM195", what=what) for path in project.modules]:
+            result.unusable.append(each)
+            del files[each.path]
+        return _project(options, files, result, progress)
+    return project
+
+
+def _conversions(project: Project, options: Options, progress: _Progress) -> list[Conversion]:
+    # What fails takes with it what it belongs together with, also in files that were done before.
+    while True:
+        before = project.rejected
+        modules = list(project.modules.values())
+        done = [
+            conversion(project, each, options.to) for each in progress.over(modules, "converting")
+        ]
+        if project.rejected == before:
+            return done
 
 
 def _add(project: Project, file: File, result: Result) -> None:
@@ -195,7 +228,7 @@ def _any_of(pattern: bytes, names: set[str]) -> re.Pattern[bytes]:
     return re.compile(pattern % b"|".join(re.escape(each.encode()) for each in names))
 
 
-def _verify(project: Project, result: Result, progress: _Progress) -> None:
+def _verify(project: Project, options: Options, result: Result, progress: _Progress) -> None:
     # Half a package that few runs need.
     from ._verify import verify  # noqa: PLC0415
     from ._verify_compare import remedy  # noqa: PLC0415
@@ -214,9 +247,7 @@ def _verify(project: Project, result: Result, progress: _Progress) -> None:
                 )
             else:
                 result.verified.add(verdict)
-    result.conversions = [
-        conversion(project, project.modules[each.path], "generator") for each in result.conversions
-    ]
+    result.conversions = _conversions(project, options, progress)
     for each in result.conversions:
         converted = {one.qualname for one in each.conversions}
         found = [note for note in notes.get(each.path, []) if note.function in converted]
