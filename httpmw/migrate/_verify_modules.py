@@ -37,6 +37,8 @@ _REACHING_OUT: Final = frozenset(
     {
         "cProfile",
         "ctypes",
+        "curses",
+        "dbm",
         "faulthandler",
         "fcntl",
         "ftplib",
@@ -52,6 +54,7 @@ _REACHING_OUT: Final = frozenset(
         "profile",
         "pstats",
         "pty",
+        "readline",
         "resource",
         "runpy",
         "sched",
@@ -245,6 +248,9 @@ def _fakes(world: World) -> dict[str, ModuleType]:
             to_thread=loops.to_thread,
             wait_for=lambda awaitable, timeout=None: asyncio.wait_for(awaitable, _limit(timeout)),
             timeout=lambda delay: asyncio.timeout(_limit(delay)),
+        ),
+        "sys": _Fake(
+            sys, modules={}, path=[], argv=["app"], exit=stub("sys.exit"), _getframe=stub("frame")
         ),
         "asyncio.log": _Fake(importlib.import_module("asyncio.log"), logger=stub("logger")),
         "threading": _Fake(threading, Thread=stub("threading.Thread")),
