@@ -92,7 +92,7 @@ def test_what_fails_late_takes_along_what_belongs_to_it(
     def fail(project: Any, module: Any) -> str:
         if module.path.endswith("b.py"):
             raise RecursionError
-        return real(project, module)  # type: ignore[no-any-return]
+        return real(project, module)
 
     monkeypatch.setattr("httpmw.migrate._convert.apply", fail)
 

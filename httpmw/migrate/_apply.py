@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from ._names import (
     find,
     is_http_decorator,
     is_lazy,
+    last_name,
 )
 from ._project import Project
 from ._rewrite import Spelling
@@ -31,6 +33,7 @@ _PUBLIC = ("Connection", "Flow", "HTTPMiddleware", "http_middleware")
 # What lets a test go on calling `dispatch(request, call_next)`.
 _IN_TESTS = "as_call_next"
 _EXPRESSION = re.compile(r"[\w.\[\], |'\"]{1,120}")
+_GENERIC = {"dict", "frozenset", "list", "set", "tuple", "type"}
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 
 
@@ -138,8 +141,12 @@ def _edit_imports(
     """
     before, after = used_names(module.tree), used_names(replaced(module.tree, mapping))
     gone = {name for name in before if not after[name]}
+    empty = _emptied(module.tree, gone)
+    after.subtract(dotted(each.test).partition(".")[0] for each in empty)
+    gone |= {name for name in before if not after[name]}
     for block in (module.tree, *find(module.tree, cst.IndentedBlock)):
         _drop_gone(block.body, gone, mapping)
+    mapping.update((id(each), []) for each in empty)
     home = _home(module, nodes)
     body = module.tree.body if home is None else home.body.body
     anchor = _anchor(body)
@@ -157,6 +164,8 @@ def _edit_imports(
         _give_back(body, anchor, mapping)
         mapping[id(anchor)] = new
     else:
+        if _is_of_python(anchor):
+            new[0] = new[0].with_changes(leading_lines=[cst.EmptyLine(indent=False)])
         mapping[id(anchor)] = [kept, *new]
     return []
 
@@ -194,6 +203,17 @@ def _anchor(body: Sequence[Any]) -> Any:
     return None
 
 
+def _is_of_python(line: Any) -> bool:
+    # The group of the standard library ends here, and another one begins.
+    imports = [each for each in line.body if isinstance(each, IMPORTS)]
+    names = [
+        dotted(each.module) if isinstance(each, IMPORT_FROM) else dotted(each.names[0].name)
+        for each in imports
+        if not getattr(each, "relative", ())
+    ]
+    return bool(imports) and all(n.partition(".")[0] in sys.stdlib_module_names for n in names)
+
+
 def _comes_from_a_framework(node: cst.CSTNode) -> bool:
     return (
         isinstance(node, IMPORT_FROM)
@@ -227,44 +247,91 @@ def _new_imports(module: Module, after: Counter[str], spelling: Spelling, how: s
 def used_names(tree: cst.CSTNode) -> Counter[str]:
     """
     Count the uses of every name, also in the strings of annotations and of `__all__`.
+
+    Any other string is no name: "Connection" is a header more often than a class.
     """
     counter: Counter[str] = Counter()
-    stack: list[cst.CSTNode] = [tree]
+    stack: list[tuple[cst.CSTNode, bool]] = [(tree, False)]
     while stack:
-        node = stack.pop()
+        node, typed = stack.pop()
         if isinstance(node, cst.Name):
             counter[node.value] += 1
         elif isinstance(node, IMPORTS):
             continue
         elif isinstance(node, (cst.Attribute, cst.Arg)):
-            stack.append(node.value)
+            stack.append((node.value, typed))
         elif isinstance(node, cst.SimpleString):
             text = node.raw_value
-            if _EXPRESSION.fullmatch(text):
+            if typed and _EXPRESSION.fullmatch(text):
                 counter.update(_IDENTIFIER.findall(text))
         else:
-            stack.extend(children(node))
+            inside = typed or _is_typing(node)
+            stack.extend((each, inside) for each in children(node))
     return counter
 
 
+def _is_typing(node: cst.CSTNode) -> bool:
+    if isinstance(node, cst.Annotation):
+        return True
+    if isinstance(node, cst.Assign):
+        return any(dotted(each.target) == "__all__" for each in node.targets)
+    if isinstance(node, (cst.AnnAssign, cst.AugAssign)):
+        annotation = node.annotation.annotation if isinstance(node, cst.AnnAssign) else None
+        alias = annotation is not None and last_name(annotation) == "TypeAlias"
+        return alias or dotted(node.target) == "__all__"
+    if isinstance(node, cst.Subscript):
+        # `Optional["Request"]` and `list["Request"]`, not `headers["Connection"]`.
+        name = last_name(node.value)
+        return name in _GENERIC or (name[:1].isupper() and not name.isupper())
+    return isinstance(node, cst.Call) and last_name(node.func) in {"cast", "TypeVar", "NewType"}
+
+
+def _emptied(tree: cst.Module, gone: set[str]) -> list[cst.If]:
+    """
+    Find the `if TYPE_CHECKING:` of which nothing is left.
+    """
+    return [
+        node
+        for node in find(tree, cst.If)
+        if last_name(node.test) == "TYPE_CHECKING"
+        and node.orelse is None
+        and not any(each.comment for each in node.leading_lines)
+        and all(
+            isinstance(line, cst.SimpleStatementLine)
+            and all(_without_gone(small, gone) is None for small in line.body)
+            for line in node.body.body
+        )
+    ]
+
+
 def _drop_gone(body: Sequence[Any], gone: set[str], mapping: dict[int, Any]) -> None:
-    # The comment above a statement that goes, often that of a whole group, is for the next one.
-    comments: list[cst.EmptyLine] = []
+    # What stands above a statement that goes, often the comment of a whole group, is for the
+    # next one.
+    above: list[cst.EmptyLine] = []
     for line in body:
-        if not isinstance(line, cst.SimpleStatementLine):
-            comments = []
-            continue
-        smalls = [_without_gone(small, gone) for small in line.body]
-        changed = any(one is not other for one, other in zip(smalls, line.body, strict=True))
-        smalls = [each for each in smalls if each is not None]
-        if not smalls:
+        smalls = list(getattr(line, "body", ())) if _is_line(line) else []
+        kept = [_without_gone(small, gone) for small in smalls]
+        changed = any(one is not other for one, other in zip(kept, smalls, strict=True))
+        kept = [each for each in kept if each is not None]
+        if smalls and not kept:
             mapping[id(line)] = []
             if any(each.comment is not None for each in line.leading_lines):
-                comments = [*comments, *line.leading_lines]
-        elif changed or comments:
-            kept = line.with_changes(body=smalls) if changed else replaced(line, mapping)
-            mapping[id(line)] = kept.with_changes(leading_lines=[*comments, *line.leading_lines])
-            comments = []
+                above = [*above, *line.leading_lines]
+            elif not above:
+                above = list(line.leading_lines)
+            continue
+        commented = any(each.comment is not None for each in above)
+        moved = above if commented or not getattr(line, "leading_lines", True) else []
+        above = []
+        if changed or moved:
+            new = line.with_changes(body=kept) if changed else replaced(line, mapping)
+            if moved and hasattr(line, "leading_lines"):
+                new = new.with_changes(leading_lines=[*moved, *line.leading_lines])
+            mapping[id(line)] = new
+
+
+def _is_line(line: Any) -> bool:
+    return isinstance(line, cst.SimpleStatementLine)
 
 
 def _without_gone(node: Any, gone: set[str]) -> Any:

@@ -456,6 +456,13 @@ _ALL = (
         "Scopes and task groups of anyio cannot be held across the call, and a lock that belongs "
         "to a task cannot be released where the app sends a stream from another one.",
     ),
+    Code(
+        "HM222",
+        "The docstring still describes call_next",
+        "the docstring speaks of `{name}`, which is a `yield` now.",
+        "Say in the docstring what the function does, and not how the app is called.",
+        "Text is not rewritten: only a person can say what it means.",
+    ),
 )
 
 CODES: dict[str, Code] = {each.code: each for each in _ALL}

@@ -53,7 +53,7 @@ def follow(
         if isinstance(node, cst.FunctionDef):
             run.functions[node.name.value] = node
     start = State(frozenset({NOT}), frozenset({"no"}))
-    end = run.block(function.body.body, start)
+    end = run.suite(function.body, start)
     run.result.ending = frozenset() if end is None else end.calls
     _drop_unused(function, run)
     return run.result

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ._convert import Project, Target, alone, conversion, diagnostic, parse
 from ._files import MAX_BYTES, File, Unusable, decoded, discover, load, store, unwritable
 from ._model import Conversion, Diagnostic
+from ._tools import Tools
 
 if TYPE_CHECKING:
     from ._verify_judge import Verdict
@@ -88,6 +89,7 @@ class Result:
     written: list[str] = field(default_factory=list)
     files: int = 0
     verified: Verified | None = None
+    tools: Tools = field(default_factory=Tools)
 
     def diagnostics(self) -> list[Diagnostic]:
         every = [each for one in self.conversions for each in one.diagnostics]
@@ -143,6 +145,8 @@ def _convert(
     result.conversions = _conversions(project, options, progress)
     if options.verify and options.to == "generator":
         _verify(project, options, result, progress)
+    for each in progress.over(result.changed(), "formatting"):
+        each.code = result.tools.formatted(each.path, each.source, each.code)
 
 
 def _project(
@@ -292,6 +296,8 @@ def _print(options: Options, result: Result, out: TextIO, err: TextIO) -> None:
     print(summary(options, result), file=err)
     if result.verified is not None:
         print(result.verified, file=err)
+    for name in sorted(result.tools.missing):
+        print(f"{name} is configured and not installed here; run it over the changes.", file=err)
 
 
 def summary(options: Options, result: Result) -> str:

@@ -16,6 +16,7 @@ from ._names import dotted, find, is_http_decorator, last_name, own_scope
 from ._parameters import own_parameters
 from ._rewrite import Rewriter, Spelling
 from ._scan import Problem, Site, snippet
+from ._tidy import tidied
 
 if TYPE_CHECKING:
     from ._lookup import Lookup
@@ -182,8 +183,18 @@ class Unit:
         self._arguments()
         self._answers()
         self._scopes()
+        self._described()
         if any(site.kind == "timed" for site in self.found.sites.values()):
             self.say("HM203", self.node)
+
+    def _described(self) -> None:
+        of_it: list[cst.FunctionDef | cst.ClassDef] = [self.node]
+        if self.owner is not None and self.kind == "class":
+            of_it.append(self.owner.node)
+        for node in of_it:
+            if self.call_next in (node.get_docstring() or ""):
+                self.say("HM222", self.node, name=self.call_next)
+                return
 
     def _request_of_a_helper(self, names: list[str]) -> str:
         # What it gives to `call_next`, where that is one of its parameters.
@@ -375,7 +386,7 @@ class Unit:
             changes["body"] = rewriter.body()
             if self.node.asynchronous is None:
                 changes["asynchronous"] = cst.Asynchronous()
-        return self.node.with_changes(**changes)
+        return tidied(self.node.with_changes(**changes))
 
     def _parameters(self, spelling: Spelling) -> cst.Parameters:
         params = self.node.params

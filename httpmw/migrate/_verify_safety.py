@@ -119,7 +119,7 @@ class _Finder:
     def find_spec(
         self,
         name: str,
-        path: Sequence[str] | None = None,
+        path: Sequence[str] | None = None,  # noqa: ARG002
         target: object = None,  # noqa: ARG002
     ) -> None:
         top = name.partition(".")[0]
