@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 as_json=options.json,
                 verify=options.verify,
                 max_bytes=options.max_bytes,
+                report=options.report,
             ),
             sys.stdout,
             sys.stderr,
@@ -113,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         "--verify",
         action="store_true",
         help="run old and new version side by side, and leave what differs as it was",
+    )
+    migrate.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write one HTML page for a reviewer: what changes side by side, and all that is said",
     )
     migrate.add_argument(
         "--max-bytes",

@@ -88,6 +88,20 @@ def test_a_blank_line_is_handed_on_to_the_next_import() -> None:
     assert "import os\n\nfrom starlette.responses import Response\n" in converted(source)
 
 
+def test_the_place_of_an_import_is_taken_with_its_blank_line() -> None:
+    """What follows does not get it as well, also where more imports go."""
+    source = (
+        "import os\n\nfrom starlette.middleware.base import BaseHTTPMiddleware\n"
+        "from starlette.requests import Request\nfrom starlette.responses import Response\n\n"
+        f"{BODY.format('return Response(os.name)').replace('request,', 'request: Request,')}"
+    )
+
+    assert converted(source).startswith(
+        "import os\n\nfrom httpmw import Connection, Flow, HTTPMiddleware\n"
+        "from starlette.responses import Response\n"
+    )
+
+
 def test_httpmw_does_not_stand_among_the_standard_library() -> None:
     """Where only that is imported a group of its own begins."""
     source = f"import os\nimport re\n\n{function('    return await call_next(request)')}\n"

@@ -62,7 +62,7 @@ SHAPES = {
         return response
         """,
         """
-        response = yield
+        yield
         """,
     ),
     "annotated and bound again": (
@@ -135,7 +135,7 @@ SHAPES = {
         response = await call_next(request); done(); return response
         """,
         """
-        response = yield; done()
+        yield; done()
         """,
     ),
     "an answer to an exception": (
@@ -148,7 +148,7 @@ SHAPES = {
         """,
         """
         try:
-            response = yield
+            yield
         except ValueError as exc:
             yield JSONResponse({"error": str(exc)}, 400)
             return
@@ -182,7 +182,7 @@ SHAPES = {
         """,
         """
         try:
-            response = yield
+            yield
         finally:
             done()
         """,
@@ -616,7 +616,7 @@ SHAPES = {
         import asyncio
 
         async with asyncio.timeout(3):
-            response = yield
+            yield
         """,
     ),
     "a body that is wrapped": (
@@ -683,7 +683,7 @@ SHAPES = {
         return response
         """,
         """
-        response = yield
+        yield
         # all is well
         return
         """,
@@ -1230,7 +1230,7 @@ def test_limit_of_anyio_around_the_call() -> None:
             async def mw(request: Connection) -> Flow:
                 # not for ever
                 request.fail_after(3)
-                response = yield
+                yield
             """
         )
     )

@@ -171,12 +171,17 @@ def _edit_imports(
 
 
 def _give_back(body: Sequence[Any], anchor: Any, mapping: dict[int, Any]) -> None:
-    # The place of the anchor is taken, with its comment: the next statement keeps its own only.
-    following = body[body.index(anchor) + 1 :][:1]
-    for line in following:
-        changed = mapping.get(id(line))
-        if changed is not None and changed != [] and not isinstance(changed, list):
-            mapping[id(line)] = changed.with_changes(leading_lines=line.leading_lines)
+    # The place of the anchor is taken, with its comment: what follows does not get it as well.
+    for line in body[body.index(anchor) + 1 :]:
+        changed = mapping.get(id(line), line)
+        if changed == []:
+            continue
+        above = list(getattr(changed, "leading_lines", ()))
+        taken = {id(each) for each in anchor.leading_lines}
+        rest = [each for each in above if id(each) not in taken]
+        if len(rest) < len(above):
+            mapping[id(line)] = changed.with_changes(leading_lines=rest)
+        return
 
 
 def _anchor(body: Sequence[Any]) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ._convert import Project, Target, alone, conversion, diagnostic, parse
 from ._files import MAX_BYTES, File, Unusable, decoded, discover, load, store, unwritable
 from ._model import Conversion, Diagnostic
+from ._report import Page, report
 from ._tools import Tools
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Options:
     as_json: bool = False
     verify: bool = False
     max_bytes: int = MAX_BYTES
+    report: str | None = None
 
 
 @dataclass(slots=True)
@@ -90,6 +92,8 @@ class Result:
     files: int = 0
     verified: Verified | None = None
     tools: Tools = field(default_factory=Tools)
+    # What was run in pairs: path, function, pairs, the same, what is better.
+    pairs: list[tuple[str, str, int, int, str]] = field(default_factory=list)
 
     def diagnostics(self) -> list[Diagnostic]:
         every = [each for one in self.conversions for each in one.diagnostics]
@@ -110,6 +114,8 @@ def run(options: Options, out: TextIO, err: TextIO) -> int:
     progress.done()
     if options.write:
         _write(files, result)
+    if options.report is not None:
+        _report(options, options.report, result)
     if options.as_json:
         _print_json(options, result, out)
     else:
@@ -251,6 +257,10 @@ def _verify(project: Project, options: Options, result: Result, progress: _Progr
                 )
             else:
                 result.verified.add(verdict)
+                better = Counter(verdict.improvements).most_common()
+                better_text = ", ".join(f"{name} {count}" for name, count in better)
+                counts = verdict.pairs, verdict.identical
+                result.pairs.append((each.path, verdict.qualname, *counts, better_text))
     result.conversions = _conversions(project, options, progress)
     for each in result.conversions:
         converted = {one.qualname for one in each.conversions}
@@ -272,6 +282,23 @@ def _write(files: dict[str, File | None], result: Result) -> None:
             result.unusable.append(exc.diagnostic)
         else:
             result.written.append(each.path)
+
+
+def _report(options: Options, path: str, result: Result) -> None:
+    text = report(
+        Page(
+            summary(options, result),
+            result.conversions,
+            result.diagnostics(),
+            None if result.verified is None else str(result.verified),
+            result.pairs,
+        )
+    )
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="replace")
+    except OSError as exc:
+        what = f"cannot write it: {exc.strerror}"
+        result.unusable.append(diagnostic(path, "HM192", what=what))
 
 
 # ---------------------------------------------------------------------- what is printed
