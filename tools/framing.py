@@ -222,7 +222,11 @@ class Model:
         """
         if self.status in INTERIM:
             raise Refused
-        if self.status not in BODILESS or (seen is not None and self == seen):
+        if self.status not in BODILESS:
+            # The length of a 304 was that of another response (RFC 9110 section 8.6).
+            was_another = seen is not None and seen.status == NOT_MODIFIED and not self.content
+            return replace(self, length=UNKNOWN) if was_another else self
+        if self == seen:
             return self
         return Model(self.status, length=UNKNOWN if self.status == RESET_CONTENT else None)
 
@@ -268,9 +272,7 @@ def through(layers: tuple[Layer, ...], app: App, request: Request, method: str) 
 
 def changed(step: Step, model: Model, *, is_head: bool) -> Model:
     if step.kind == "status":
-        # The length of a 304 is that of another response (RFC 9110 section 8.6).
-        was_another = model.status == NOT_MODIFIED != step.status
-        return replace(model, status=step.status, length=UNKNOWN if was_another else model.length)
+        return replace(model, status=step.status)
     if step.kind == "no length":
         # A coding that the app declared itself is there all the same.
         return model if model.length == UNKNOWN else replace(model, length=None)
