@@ -307,6 +307,13 @@ def missing_extra(owner: type, distribution: str, extra: str) -> ImportError:
     )
 
 
+def bad_result(option: str, function: object, value: object, expected: str) -> TypeError:
+    return TypeError(
+        f"`{option}`, {place(function)}, gave {value!r}, a {type(value).__name__}.\n"
+        f"Return {expected}."
+    )
+
+
 def bad_id(make: object, value: object) -> ValueError:
     return ValueError(
         f"{place(make)} gave {value!r} for the id of a request.\n"

@@ -17,6 +17,9 @@ from starlette.websockets import WebSocket
 
 from httpmw import Connection, MiddlewareStack
 from httpmw.middleware import (
+    REDACTED_KEYS,
+    AccessLogMiddleware,
+    AccessRecord,
     RequestIDFilter,
     RequestIDMiddleware,
     add_request_id,
@@ -41,6 +44,26 @@ app.add_middleware(
 Starlette(middleware=[Middleware(RequestIDMiddleware, sentry=True, websocket=False)])
 MiddlewareStack(app).add(Middleware(RequestIDMiddleware, exclude=lambda conn: True))
 RequestIDMiddleware(app, from_traceparent=True)
+
+
+def level(record: AccessRecord) -> int:
+    assert_type(record.status, int | None)
+    return 10 if record.route == "/health" else 20
+
+
+app.add_middleware(
+    AccessLogMiddleware,
+    logger=logging.getLogger("shop"),
+    format="ecs",
+    level=level,
+    fields=lambda conn, response: {"status": response and response.status_code},
+    query="redacted",
+    redact=[*REDACTED_KEYS, "email"],
+    client="prefix",
+    sample=0.1,
+)
+AccessLogMiddleware(app, format=lambda record: f"{record.method} {record.path}")
+AccessLogMiddleware(app, format="apache")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 
 # Options of another type.
 

@@ -15,12 +15,15 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
+    from ._ids import request_id, trace_id
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
-    from ._request_id import request_id as request_id
-    from ._request_id import trace_id as trace_id
     from ._route import route_template
 
 __all__ = [
+    "REDACTED_KEYS",
+    "AccessLogMiddleware",
+    "AccessRecord",
     "RequestIDFilter",
     "RequestIDMiddleware",
     "add_request_id",
@@ -30,12 +33,15 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "REDACTED_KEYS": "_access_log",
+    "AccessLogMiddleware": "_access_log",
+    "AccessRecord": "_access_log",
     "RequestIDFilter": "_request_id",
     "RequestIDMiddleware": "_request_id",
     "add_request_id": "_request_id",
-    "request_id": "_request_id",
+    "request_id": "_ids",
     "route_template": "_route",
-    "trace_id": "_request_id",
+    "trace_id": "_ids",
 }
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, MutableMapping
-from contextvars import ContextVar
 from typing import Any, Final
 
 from starlette.types import ASGIApp
@@ -14,17 +13,8 @@ from httpmw import _errors
 from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
 
+from ._ids import request_id, trace_id
 from ._ready import Exclude, Ready
-
-request_id: Final[ContextVar[str | None]] = ContextVar("httpmw.request_id", default=None)
-"""
-The id of the request that is being served; None outside of one.
-"""
-
-trace_id: Final[ContextVar[str | None]] = ContextVar("httpmw.trace_id", default=None)
-"""
-The id of the trace that the request belongs to, 32 hexadecimal digits; None where there is none.
-"""
 
 _log = logging.getLogger("httpmw.request_id")
 

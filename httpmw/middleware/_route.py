@@ -40,8 +40,8 @@ def route_template(conn: HTTPConnection[Any]) -> str | None:
         if not mounted:
             return None
         path = "/*"
-    params: dict[str, Any] = conn.get("path_params") or {}
-    if mounted and params:
+    if mounted:
+        params: dict[str, Any] = conn.get("path_params") or {}
         own = _NAMES.findall(path)
         mounted = _without_values(mounted, {k: v for k, v in params.items() if k not in own})
     return f"{server}{mounted}{path}"
