@@ -300,9 +300,10 @@ def bad_option(owner: type, option: str, value: object, expected: str) -> TypeEr
     return TypeError(f"{owner.__name__}({option}={value!r}): `{option}` must be {expected}.")
 
 
-def missing_extra(owner: type, distribution: str, extra: str) -> ImportError:
+def missing_extra(owner: type | str, distribution: str, extra: str) -> ImportError:
+    name = owner if isinstance(owner, str) else owner.__name__
     return ImportError(
-        f"{owner.__name__} needs {distribution}, which is not installed.\n"
+        f"{name} needs {distribution}, which is not installed.\n"
         f"Write `pip install 'httpmw[{extra}]'`."
     )
 

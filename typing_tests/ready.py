@@ -20,9 +20,15 @@ from httpmw.middleware import (
     REDACTED_KEYS,
     AccessLogMiddleware,
     AccessRecord,
+    OpenTelemetryMetricsMiddleware,
+    Problem,
+    ProblemDetailsMiddleware,
+    PrometheusMiddleware,
     RequestIDFilter,
     RequestIDMiddleware,
     add_request_id,
+    metrics_endpoint,
+    problem_responses,
     request_id,
     route_template,
     trace_id,
@@ -64,8 +70,42 @@ app.add_middleware(
 )
 AccessLogMiddleware(app, format=lambda record: f"{record.method} {record.path}")
 AccessLogMiddleware(app, format="apache")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+app.add_middleware(
+    PrometheusMiddleware,
+    names="pfi",
+    labels={"tenant": lambda conn: conn.headers.get("x-tenant")},
+    outcome_label=True,
+)
+app.add_middleware(OpenTelemetryMetricsMiddleware, buckets=[0.1, 1], body_sizes=True)
+app.add_route("/metrics", metrics_endpoint())
+
+
+class OutOfStockError(Problem):
+    def __init__(self, item: str) -> None:
+        super().__init__(409, code="out-of-stock", item=item)
+
+
+def out_of_stock(conn: Connection, exc: KeyError) -> Problem:
+    return OutOfStockError(str(exc))
+
+
+async def gone(conn: Connection, exc: Exception) -> int:
+    return 410
+
+
+app.add_middleware(
+    ProblemDetailsMiddleware,
+    handlers={KeyError: out_of_stock, LookupError: gone},
+    instance=lambda conn: None,
+    include=["request_id", "trace_id"],
+)
+FastAPI(responses=problem_responses(404, 422))
 
 # Options of another type.
+
+PrometheusMiddleware(app, names="starlette")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+ProblemDetailsMiddleware(app, include=["user"])  # type: ignore[list-item]  # pyrefly: ignore[bad-argument-type]
+Problem("404")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 
 app.add_middleware(RequestIDMiddleware, header_name=b"x")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 RequestIDMiddleware(app, generator=lambda: 7)  # type: ignore[arg-type,return-value]  # pyrefly: ignore[bad-argument-type]

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
     from ._ids import request_id, trace_id
+    from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
+    from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
+    from ._prometheus import PrometheusMiddleware, metrics_endpoint
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
     from ._route import route_template
 
@@ -24,21 +27,33 @@ __all__ = [
     "REDACTED_KEYS",
     "AccessLogMiddleware",
     "AccessRecord",
+    "OpenTelemetryMetricsMiddleware",
+    "Problem",
+    "ProblemDetailsMiddleware",
+    "PrometheusMiddleware",
     "RequestIDFilter",
     "RequestIDMiddleware",
     "add_request_id",
+    "metrics_endpoint",
+    "problem_responses",
     "request_id",
     "route_template",
     "trace_id",
 ]
 
 _MODULES: Final = {
-    "REDACTED_KEYS": "_access_log",
     "AccessLogMiddleware": "_access_log",
     "AccessRecord": "_access_log",
+    "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
+    "Problem": "_problem_details",
+    "ProblemDetailsMiddleware": "_problem_details",
+    "PrometheusMiddleware": "_prometheus",
+    "REDACTED_KEYS": "_access_log",
     "RequestIDFilter": "_request_id",
     "RequestIDMiddleware": "_request_id",
     "add_request_id": "_request_id",
+    "metrics_endpoint": "_prometheus",
+    "problem_responses": "_problem_details",
     "request_id": "_ids",
     "route_template": "_route",
     "trace_id": "_ids",
