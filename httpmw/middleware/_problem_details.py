@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from http import HTTPStatus
@@ -31,6 +30,7 @@ from httpmw._connection import Connection
 from httpmw._handlers import is_async
 from httpmw._response import AppResponse
 
+from ._ids import request_id, trace_id
 from ._ready import Exclude, Ready
 
 Handler: TypeAlias = Callable[[Connection[Any], Any], Any]
@@ -40,9 +40,7 @@ _log: Final = logging.getLogger("httpmw")
 
 _MEDIA_TYPE: Final = "application/problem+json"
 _LARGEST: Final = 64 * 1024
-_INCLUDED: Final = ("request_id", "trace_id")
-# Whose variables they are; not loaded where nobody has that layer.
-_OF_REQUEST_IDS: Final = f"{__package__}._request_id"
+_VARIABLES: Final = {"request_id": request_id, "trace_id": trace_id}
 
 # RFC 9457 section 4: "SHOULD start with a letter", and so on.
 _EXTENSION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{2,}")
@@ -203,8 +201,8 @@ class ProblemDetailsMiddleware(Ready):
             raise self._bad(
                 "type_base", type_base, "an absolute URI, such as 'https://example.com/problems/'"
             )
-        if isinstance(include, str) or not set(include) <= set(_INCLUDED):
-            raise self._bad("include", include, f"a collection of some of {_INCLUDED}")
+        if isinstance(include, str) or not set(include) <= set(_VARIABLES):
+            raise self._bad("include", include, f"a collection of some of {[*_VARIABLES]}")
         self._handlers = self._checked(handlers)
         self._convert = convert
         self._echo_input = echo_input
@@ -266,7 +264,7 @@ class ProblemDetailsMiddleware(Ready):
 
     # ------------------------------------------------------------------ exceptions
 
-    async def _answer(  # noqa: C901 - one branch for each kind of exception
+    async def _answer(
         self, conn: Connection[Any], raised: Exception, application: Any
     ) -> tuple[Response, Exception | None] | None:
         """
@@ -350,9 +348,8 @@ class ProblemDetailsMiddleware(Ready):
     # ------------------------------------------------------------------ documents
 
     def _rendered(self, conn: Connection[Any], members: dict[str, Any]) -> tuple[bytes, str]:
-        ids = sys.modules.get(_OF_REQUEST_IDS)
-        for name in self._include if ids is not None else ():
-            value = getattr(ids, name).get()
+        for name in self._include:
+            value = _VARIABLES[name].get()
             if value is not None:
                 members.setdefault(name, value)
         if self._instance is not None and "instance" not in members:

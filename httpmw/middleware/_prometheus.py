@@ -179,7 +179,7 @@ class _Collectors:
         self._registry = registry
         self._prefix = prefix
         more = (*labels, "outcome") if outcome_label else labels
-        self._gauges: dict[tuple[str, ...], Any] = {}
+        self._gauges: dict[tuple[Any, ...], Any] = {}
         self._is_pfi = names == "pfi"
         self._sizes = body_sizes
         try:
@@ -303,7 +303,7 @@ class _Collectors:
         self._change(self._sockets, (scheme,), change)
 
     def _change(self, gauge: Any, labels: tuple[str, ...], change: int) -> None:
-        key = (gauge._name, *labels)
+        key = (gauge, *labels)
         child = self._gauges.get(key)
         if child is None:
             child = gauge.labels(*labels) if labels else gauge
