@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import Awaitable, Callable
@@ -187,6 +188,24 @@ async def test_other_cancellations_go_on(fused: bool) -> None:
         await request(stack(app, quiet, limited(SOON), fused=fused))
 
     assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_cancellation_by_the_server_goes_on(fused: bool) -> None:
+    """A server that cancels the request while a limit strikes gets no answer, but its way."""
+    server = Server()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            running.cancel()
+
+    running = asyncio.create_task(server.run(stack(app, quiet, limited(SOON), fused=fused)))
+    await asyncio.wait((running,))
+
+    assert running.cancelled()
+    assert server.sent == []
 
 
 async def test_no_limit_is_refused(fused: bool) -> None:

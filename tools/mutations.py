@@ -700,7 +700,7 @@ MUTATIONS = [
         LIMIT,
         "and self._task.uncancel() <= self._before",
         "and self._task.uncancel() >= 0",
-        tests="tests/test_limits.py::test_other_cancellations_go_on",
+        tests="tests/test_limits.py::test_cancellation_by_the_server_goes_on",
     ),
     Mutation(
         "an upload that takes too long is answered by the app",
