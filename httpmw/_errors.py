@@ -315,6 +315,14 @@ def bad_result(option: str, function: object, value: object, expected: str) -> T
     )
 
 
+def bad_metric(name: object, description: object) -> ValueError:
+    return ValueError(
+        f"Cannot send what was measured as {name!r} with the description {description!r}.\n"
+        "Write a name that is a token (RFC 9110 section 5.6.2), such as `db`, and a description in "
+        "printable characters of ASCII: both go into a header."
+    )
+
+
 def bad_id(make: object, value: object) -> ValueError:
     return ValueError(
         f"{place(make)} gave {value!r} for the id of a request.\n"

@@ -85,7 +85,8 @@ async def test_a_new_id() -> None:
 @pytest.mark.parametrize(
     "came",
     [
-        "7", "Root=1-67891233-abcdef012345678912345678", "a/b+c==", "1f0c6b52-2f5e-4c0a-9a55-0c7f3f0a4d21", "x" * 200
+        "7", "Root=1-67891233-abcdef012345678912345678", "a/b+c==",
+        "1f0c6b52-2f5e-4c0a-9a55-0c7f3f0a4d21", "x" * 200,
     ],
 )  # fmt: skip
 async def test_an_id_that_came_is_taken(came: str) -> None:

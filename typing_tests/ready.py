@@ -26,11 +26,14 @@ from httpmw.middleware import (
     PrometheusMiddleware,
     RequestIDFilter,
     RequestIDMiddleware,
+    ServerTiming,
+    ServerTimingMiddleware,
     add_request_id,
     metrics_endpoint,
     problem_responses,
     request_id,
     route_template,
+    timing,
     trace_id,
 )
 
@@ -100,6 +103,15 @@ app.add_middleware(
     include=["request_id", "trace_id"],
 )
 FastAPI(responses=problem_responses(404, 422))
+
+app.add_middleware(ServerTimingMiddleware, enabled=lambda conn: "x" in conn.headers, total=None)
+
+
+def measures(request: Request) -> None:
+    assert_type(timing(request), ServerTiming)
+    with timing(request).measure("db", "PostgreSQL"):
+        timing(request).add("cache", 0.1)
+
 
 # Options of another type.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._prometheus import PrometheusMiddleware, metrics_endpoint
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
     from ._route import route_template
+    from ._server_timing import ServerTiming, ServerTimingMiddleware, timing
 
 __all__ = [
     "REDACTED_KEYS",
@@ -33,11 +34,14 @@ __all__ = [
     "PrometheusMiddleware",
     "RequestIDFilter",
     "RequestIDMiddleware",
+    "ServerTiming",
+    "ServerTimingMiddleware",
     "add_request_id",
     "metrics_endpoint",
     "problem_responses",
     "request_id",
     "route_template",
+    "timing",
     "trace_id",
 ]
 
@@ -51,11 +55,14 @@ _MODULES: Final = {
     "REDACTED_KEYS": "_access_log",
     "RequestIDFilter": "_request_id",
     "RequestIDMiddleware": "_request_id",
+    "ServerTiming": "_server_timing",
+    "ServerTimingMiddleware": "_server_timing",
     "add_request_id": "_request_id",
     "metrics_endpoint": "_prometheus",
     "problem_responses": "_problem_details",
     "request_id": "_ids",
     "route_template": "_route",
+    "timing": "_server_timing",
     "trace_id": "_ids",
 }
 

@@ -27,6 +27,7 @@ class Ready(HTTPMiddleware):
         when: A predicate on the connection; where it is false, the layer is not there.
         exclude: Paths for which it is not there, as `scope["path"]` has them; or a predicate.
         websocket: Whether it is there for WebSocket handshakes; None: what the class says.
+        wanted: A predicate of the class's own.
     """
 
     # What it is to those that look at the order of layers.
@@ -39,13 +40,12 @@ class Ready(HTTPMiddleware):
         when: Predicate | None,
         exclude: Exclude,
         websocket: bool | None,
+        wanted: Predicate | None = None,
     ) -> None:
-        wanted = self._wanted(exclude)
         if when is not None:
             check_predicate(when)
-            if wanted is not None:
-                wanted = _both(wanted, when)
-        super().__init__(app, when=wanted or when, websocket=websocket)
+        all_of_them = both(both(self._wanted(exclude), when), wanted)
+        super().__init__(app, when=all_of_them, websocket=websocket)
 
     def _wanted(self, exclude: Any) -> Predicate | None:
         """
@@ -82,5 +82,10 @@ class Ready(HTTPMiddleware):
                 raise cls._bad(name, value, "a bool")
 
 
-def _both(one: Predicate, other: Predicate) -> Predicate:
+def both(one: Predicate | None, other: Predicate | None) -> Predicate | None:
+    """
+    Give the predicate that says what both of them say, where there are two.
+    """
+    if one is None or other is None:
+        return one or other
     return lambda conn: one(conn) and other(conn)
