@@ -38,7 +38,7 @@ from httpmw.middleware import (
     metrics_endpoint,
 )
 from httpmw.middleware._prometheus import _is_there
-from httpmw.testing import Server
+from httpmw.testing import Server, World, explore
 from httpmw.testing._socket import DENIES, SocketServer
 from tests.harness import Chunks, PassThrough, body, request, script, start
 
@@ -294,6 +294,41 @@ async def test_in_flight_is_counted_while_it_runs(seen: Seen) -> None:
     await request(seen.layer(app))
 
     assert during == [(BASE, 1.0)]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_in_any_schedule_there_is_one_observation(backend: str) -> None:
+    """Whatever goes wrong at whatever moment: each request once, and nothing left in flight."""
+
+    async def scenario(world: World) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if world.random.random() < 0.3:
+                await PlainTextResponse("ok", background=BackgroundTask(world.pause))(
+                    scope, receive, send
+                )
+                return
+            await send(start())
+            for index in range(3):
+                await world.pause()
+                await send(body(b"x", more=index < 2))
+
+        seen = Seen()
+        layer = seen.layer(
+            PassThrough(ProblemDetailsMiddleware(world.app(app))), outcome_label=True
+        )
+        met = []
+
+        async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+            met.append(1)
+            await layer(scope, receive, send)
+
+        try:
+            await world.run(outer)
+        finally:
+            assert sum(value for _, value in seen.samples(f"{DURATION}_count")) == len(met)
+            assert seen.in_flight() == 0
+
+    assert len(explore(scenario, seeds=100, backend=backend)) >= 4
 
 
 # -- labels ----------------------------------------------------------------------------------
@@ -565,14 +600,14 @@ async def test_pfi_has_its_five_metrics(seen: Seen) -> None:
         middleware=[Middleware(PrometheusMiddleware, registry=seen.registry, names="pfi")],
     )
 
-    await request(app, path="/x/1")
+    await request(app, path="/x/1", headers={"content-length": "3"}, body=b"123")
     await request(app, path="/none")
 
     assert seen.samples("http_requests_total") == [
         ({"method": "GET", "status": "2xx", "handler": "/x/{number}"}, 1.0),
         ({"method": "GET", "status": "4xx", "handler": "none"}, 1.0),
     ]
-    assert seen.samples("http_request_size_bytes_sum")[0] == ({"handler": "/x/{number}"}, 0.0)
+    assert seen.samples("http_request_size_bytes_sum")[0] == ({"handler": "/x/{number}"}, 3.0)
     assert seen.samples("http_response_size_bytes_sum")[0] == ({"handler": "/x/{number}"}, 2.0)
     assert seen.samples("http_request_duration_highr_seconds_count") == [({}, 2.0)]
     bounds = [
@@ -603,6 +638,14 @@ def test_other_options_on_one_registry_are_refused(seen: Seen) -> None:
         seen.layer(script(), outcome_label=True)
 
     seen.layer(script(), outcome_label=True, prefix="other_")
+
+
+def test_a_label_that_is_there_already_is_refused(seen: Seen) -> None:
+    """Prometheus would not take what it shows."""
+    with pytest.raises(ValueError, match="http_route"):
+        seen.layer(script(), labels={"http_route": lambda conn: "x"})
+
+    seen.layer(script())
 
 
 @pytest.mark.parametrize("kind", [PrometheusMiddleware, OpenTelemetryMetricsMiddleware])
@@ -858,7 +901,7 @@ app = Starlette(
 WORKER = """
 import sys, anyio
 from served import app
-from httpmw.testing import Server
+from httpmw.testing import Server, World, explore
 
 async def main():
     async with anyio.create_task_group() as tasks:

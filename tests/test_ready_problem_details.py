@@ -293,6 +293,14 @@ async def test_an_http_exception_of_a_plain_asgi_app_is_answered() -> None:
     assert server.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("status", [204, 304, 600])
+async def test_an_http_exception_that_is_no_error_stays_what_it_is(status: int) -> None:
+    """There is no problem that could have that status."""
+    server = await request(layer(raising(HTTPException(status, headers={"x-own": "1"}))))
+
+    assert (server.status, server.body, server.headers["x-own"]) == (status, b"", "1")
+
+
 # -- whose answer it is ----------------------------------------------------------------------
 
 
@@ -775,6 +783,20 @@ async def test_an_exception_in_a_handshake_is_answered() -> None:
 
     assert problem(server, 500)
     assert isinstance(server.error, ValueError)
+
+
+async def test_without_reraise_a_failing_handshake_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is a GET to its path."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError(SECRET)
+
+    server = await SocketServer(path="/ws").run(layer(app, reraise=False))
+
+    assert problem(server, 500)
+    assert caplog.records[0].getMessage() == "GET /ws failed"
 
 
 async def test_without_the_extension_a_refusal_is_bare() -> None:

@@ -210,7 +210,7 @@ class Recorder(Ready):
         self._most_values = max_label_values
         self._outcome_label = outcome_label
         self.counts_active = inprogress
-        self._body_sizes = body_sizes
+        self.wants_length = self._body_sizes = body_sizes
         named = os.environ.get(_VARIABLE)
         self._methods = frozenset(_KNOWN if named is None else map(str.strip, named.split(",")))
 
@@ -270,7 +270,7 @@ class Recorder(Ready):
         """
         Return the length of the request's body, where it is wanted and declared.
         """
-        length = conn.headers.get("content-length", "") if self._body_sizes else ""
+        length = conn.headers.get("content-length", "") if self.wants_length else ""
         return int(length) if length.isdecimal() and length.isascii() else None
 
     def values_of(self, conn: Connection[Any]) -> tuple[str, ...]:

@@ -259,7 +259,7 @@ class ProblemDetailsMiddleware(Ready):
             if failure is not None:
                 raise failure  # noqa: B904 - it has its context
             return
-        if self._convert and response.status_code >= 400:  # noqa: PLR2004
+        if self._convert and _is_error(response.status_code):
             await self._converted(conn, response)
 
     # ------------------------------------------------------------------ exceptions
@@ -276,7 +276,7 @@ class ProblemDetailsMiddleware(Ready):
         if isinstance(exc, Problem):
             return self._response(conn, exc), None
         if isinstance(exc, HTTPException):  # of an ASGI app without Starlette's handlers
-            if exc.status_code < 400:  # noqa: PLR2004
+            if not _is_error(exc.status_code):
                 return Response(status_code=exc.status_code, headers=exc.headers), None
             members = _from_detail(exc.detail, echo_input=self._echo_input)
             return self._response(conn, _made(exc.status_code, members, exc.headers)), None

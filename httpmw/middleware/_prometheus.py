@@ -131,6 +131,7 @@ class PrometheusMiddleware(Recorder):
             raise self._bad("buckets", buckets, "left out with `names='pfi'`, which has its own")
         if names == "pfi" and body_sizes:
             raise self._bad("body_sizes", body_sizes, "left out with `names='pfi'`, which has them")
+        self.wants_length = body_sizes or names == "pfi"
         self._unmatched = unmatched or ("none" if names == "pfi" else "")
         self._span = _current_span(type(self)) if exemplars else None
         self._into = _collectors(
@@ -214,11 +215,13 @@ class _Collectors:
                 registry.unregister(each)
             raise ValueError(
                 f"PrometheusMiddleware cannot register its metrics: {exc}.\n"
-                "Give all layers of one registry the same options, or each a `prefix=` or a"
-                " `registry=` of its own."
+                "Give labels other names, all layers of one registry the same options, or each a"
+                " `prefix=` or a `registry=` of its own."
             ) from exc
 
     def _new(self, kind: Any, name: str, text: str, labels: Sequence[str], **options: Any) -> Any:
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{name} has a label twice, of {', '.join(labels)}")
         made = kind(self._prefix + name, text, labels, registry=self._registry, **options)
         self._made.append(made)
         return made
