@@ -220,7 +220,7 @@ class DispatchFlow(CachedRequest):
             exchange.send_inward(Incoming(Replay(source, self).receive))
         if given is not self:
             self._other = given.scope
-            self._touched = True
+            self._touched = exchange.touched = True
 
     def _refusal(self) -> BaseException:
         outcome = self._outcome

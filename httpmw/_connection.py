@@ -58,6 +58,7 @@ class Connection(LayerRequest[StateT]):
     def __init__(
         self, scope: Scope, receive: Receive = empty_receive, send: Send = empty_send
     ) -> None:
+        self._exchange = None
         super().__init__(scope, receive, send)
 
     @classmethod

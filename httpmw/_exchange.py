@@ -173,6 +173,7 @@ class Adapter:
         if "starlette.exception_handlers" in scope:
             exchange.handlers = scope["starlette.exception_handlers"]
         exchange.plain = True
+        exchange.touched = False
         exchange.state = INWARD
         exchange.waiting = waiting = []
         exchange.loop = loop = running_loop()
@@ -250,7 +251,7 @@ class Adapter:
                         failure = await exchange.raised(conn, exc)
                     break
                 waiting.append(flow)
-                if conn._touched:
+                if exchange.touched and conn._touched:
                     scope = exchange.pass_on(conn)
                 if value is not None:
                     failure = await exchange.early_answer(value, scopes)
@@ -327,6 +328,7 @@ class Exchange(Outbound):
         "app",
         "scope",
         "server_receive",
+        "touched",
     )
 
     app: ASGIApp
@@ -335,6 +337,8 @@ class Exchange(Outbound):
     application: Any = None
     handlers: Any = None
     server_receive: Receive
+    # Whether a layer may have changed something of its request.
+    touched: bool
 
     # As in `Outbound`: what only some requests come to.
 

@@ -117,6 +117,8 @@ def _refuse(*_: object) -> NoReturn:
 class SentHeaders(list[tuple[bytes, bytes]]):
     # The headers of a response that a function has let go of: every edit would be lost.
 
+    __slots__ = ()
+
     append = extend = insert = remove = pop = clear = reverse = _refuse
     sort = _refuse  # type: ignore[assignment]  # pyrefly: ignore[bad-override]
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse

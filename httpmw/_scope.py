@@ -71,6 +71,7 @@ _CONTAINERS: Final = (
     "server",
     "subprotocols",
 )
+_EDITED: Final = (list, dict)
 _ANSWERS: Final = frozenset({
     "http.response.start",
     "websocket.accept",
@@ -85,15 +86,16 @@ _READ_OF_HEADERS: Final = _READ[1:4]
 class LayerRequest(Request[StateT]):
     # The request of one layer.
 
-    if TYPE_CHECKING:  # `typing.get_type_hints` would not find the name
+    # Always set, and without a default here: from Python 3.12 on that would make it dearer.
+    if TYPE_CHECKING:  # `typing.get_type_hints` would not find the names
+        # None where it was made by hand: then the scope is the one that it was made with.
         _exchange: Exchange | None
-    # None where it was made by hand: then the scope is the one that it was made with.
-    _exchange = None
     _given: Scope
     _own: Scope | None = None
     # What goes inward in place of the own; for a dispatch function that passes another request.
     _other: Scope | None = None
-    # Whether there may be a change to go inward.
+    # Whether there may be a change to go inward; then the exchange is told, too, which is asked
+    # in each layer.
     _touched = False
     # Before the yield the own as it was made, and after it what had been given by then.
     _known: Scope | None = None
@@ -117,7 +119,7 @@ class LayerRequest(Request[StateT]):
             self._known = {**self._given}
         elif own is None:
             own = self._own = _copy_of(self._given)
-            self._touched = True
+            self._touched = exchange.touched = True
             self._known = {**own}
             if self._headers is not None:
                 self._headers._list = own["headers"]
@@ -137,6 +139,7 @@ class LayerRequest(Request[StateT]):
                 raise _errors.bad_scope(scope)
             self._own = scope
             self._touched = not self._exchange.entered
+            self._exchange.touched = True
             self._known = None
         self._forget(_READ)
 
@@ -243,7 +246,7 @@ def _copy_of(scope: Scope) -> Scope:
     _headers_of(scope)
     own = {**scope}
     for key in _CONTAINERS:
-        if key in own and type(value := own[key]) in {list, dict}:
+        if key in own and type(value := own[key]) in _EDITED:
             own[key] = value.copy()
     return own
 
@@ -262,10 +265,12 @@ def _are_same(one: Scope, other: Scope) -> bool:
 
 def _headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
     # By the specification an iterable of any kind, which may be there once only.
-    headers: Any = scope["headers"]
-    if not isinstance(headers, list):
-        headers = scope["headers"] = [*headers]
-    return cast(list[tuple[bytes, bytes]], headers)
+    given: Any = scope["headers"]
+    if isinstance(given, list):
+        headers: list[tuple[bytes, bytes]] = given
+    else:
+        headers = scope["headers"] = [*given]
+    return headers
 
 
 class Inward:
@@ -288,7 +293,7 @@ class Inward:
                 continue
             if key not in changed:  # it goes on as the object that it was
                 scope[key] = given[key]
-            elif isinstance(value := own[key], list | dict):
+            elif isinstance(value := own[key], _EDITED):
                 scope[key] = changed[key] = value.copy()
         self._changed = changed
         # As it was handed outward last.

@@ -388,7 +388,10 @@ class Outbound(Driven):
                     step = flow.asend(response)
                     awaited = step.send(None)
                 except StopAsyncIteration:
-                    if was_empty or response.status_code in BODILESS:
+                    # One that nobody has set is the very object.
+                    if was_empty or (
+                        (now := response.status_code) is not status and now in BODILESS
+                    ):
                         mistake = self._silence(flow, response)
                         if mistake is not None:
                             begun = Begun(flow, exc=mistake)
@@ -405,7 +408,11 @@ class Outbound(Driven):
                             break
                 except StopIteration as stop:
                     if stop.value is response and not (
-                        (self.states or was_empty or response.status_code in BODILESS)
+                        (
+                            self.states
+                            or was_empty
+                            or ((now := response.status_code) is not status and now in BODILESS)
+                        )
                         and self._mistake(flow, response, response)
                     ):
                         response = self._wait(flow, response)

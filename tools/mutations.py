@@ -503,10 +503,10 @@ MUTATIONS = [
         "a layer changes the scope that it was given",
         SCOPE,
         """            own = self._own = _copy_of(self._given)
-            self._touched = True
+            self._touched = exchange.touched = True
 """,
         """            own = self._own = self._given
-            self._touched = True
+            self._touched = exchange.touched = True
 """,
         tests="tests/test_scope.py::test_changes_are_seen_further_in_and_nowhere_else",
     ),
