@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz \
+	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees \
 	pythons pyodide clean
 
 help: ## show this list
@@ -83,6 +83,9 @@ corpus: $(VENV)/test.group ## run real middleware in pairs, before and after; AR
 
 migrate-fuzz: $(VENV)/test.group ## convert generated middleware and run it in pairs; ARGS="--count 20000"
 	$(BIN)/python -m tools.migrate_fuzz $(ARGS)
+
+migrate-trees: $(VENV)/test.group ## convert whole public trees; ARGS="FOLDER" of their git directories
+	$(BIN)/python -m tools.migrate_trees $(ARGS)
 
 load: $(VENV)/test.group ## ask a real server for half an hour; ARGS="--minutes 1 --server granian"
 	$(BIN)/python tools/load.py $(ARGS)

@@ -51,7 +51,7 @@ class Tools:
         Format what was written, where the file was formatted before.
         """
         absolute = Path(path).absolute()
-        for name in sorted(self._of(absolute.parent), key=_ORDER.index):
+        for name in self.configured(absolute):
             program = _program(name)
             if program is None:
                 self.missing.add(name)
@@ -63,6 +63,12 @@ class Tools:
                     if done and _compiles(done):
                         code = done
         return code
+
+    def configured(self, path: Path) -> list[str]:
+        """
+        Give the names of the formatters that are configured for a file, in the order to run them.
+        """
+        return sorted(self._of(path.parent), key=_ORDER.index)
 
     def _of(self, folder: Path) -> frozenset[str]:
         if folder not in self._configured:
