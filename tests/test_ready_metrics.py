@@ -41,6 +41,7 @@ from httpmw.middleware._prometheus import _is_there
 from httpmw.testing import Server, World, explore
 from httpmw.testing._socket import DENIES, SocketServer
 from tests.harness import Chunks, PassThrough, body, request, script, start
+from tests.test_ready_route_template import starlette_only
 
 DURATION = "http_server_request_duration_seconds"
 ACTIVE = "http_server_active_requests"
@@ -355,7 +356,7 @@ def nested(framework: str, layer: Middleware) -> ASGIApp:
     return app
 
 
-@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+@pytest.mark.parametrize("framework", [pytest.param("starlette", marks=starlette_only), "fastapi"])
 @pytest.mark.parametrize(
     ("method", "path", "route", "status"),
     [
@@ -463,6 +464,7 @@ HANDSHAKE = "httpmw_websocket_handshake_duration_seconds"
 SOCKET = "httpmw_websocket_duration_seconds"
 
 
+@starlette_only
 async def test_an_accepted_websocket_has_metrics_of_its_own(seen: Seen) -> None:
     """The handshake, how long it stayed, and how many there are; no duration of a request."""
     during = []
@@ -481,6 +483,7 @@ async def test_an_accepted_websocket_has_metrics_of_its_own(seen: Seen) -> None:
     assert seen.samples(f"{DURATION}_count") == []
 
 
+@starlette_only
 async def test_a_refused_websocket_is_a_handshake(seen: Seen) -> None:
     """With the status of the refusal."""
 
@@ -493,6 +496,7 @@ async def test_a_refused_websocket_is_a_handshake(seen: Seen) -> None:
     assert seen.samples(f"{SOCKET}_count") == []
 
 
+@starlette_only
 async def test_a_dropped_websocket_is_over(seen: Seen) -> None:
     """The connection breaks off while the app sends."""
 
@@ -593,6 +597,7 @@ async def test_exemplars_have_the_trace(seen: Seen) -> None:
 # -- names of prometheus-fastapi-instrumentator ----------------------------------------------
 
 
+@starlette_only
 async def test_pfi_has_its_five_metrics(seen: Seen) -> None:
     """With its labels: statuses in groups, and `none` for what matches no route."""
     app = Starlette(
@@ -747,6 +752,7 @@ def metered() -> Iterator[Metered]:
     metered.provider.shutdown()
 
 
+@starlette_only
 async def test_opentelemetry_has_the_stable_conventions(metered: Metered) -> None:
     """Name, unit, buckets and attributes."""
     app = Starlette(

@@ -296,7 +296,7 @@ async def test_an_http_exception_of_a_plain_asgi_app_is_answered() -> None:
 @pytest.mark.parametrize("status", [204, 304, 600])
 async def test_an_http_exception_that_is_no_error_stays_what_it_is(status: int) -> None:
     """There is no problem that could have that status."""
-    server = await request(layer(raising(HTTPException(status, headers={"x-own": "1"}))))
+    server = await request(layer(raising(HTTPException(status, "", {"x-own": "1"}))))
 
     assert (server.status, server.body, server.headers["x-own"]) == (status, b"", "1")
 
