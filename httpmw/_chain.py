@@ -143,10 +143,16 @@ def make(key: str, number: int, middleware: Any, name: str | None, *, outside: b
     return Slot(layer, name is not None, spec, instance, link, functions, handshakes, outside)
 
 
+# Whoever wants to look at the instances of each order, the outermost first; see `middleware`.
+watchers: Final[list[Callable[[Sequence[object]], None]]] = []
+
+
 def chain(slots: Sequence[Slot], inner: ASGIApp, frame: ASGIApp | None) -> Chain:
     """
     Put slots between a frame, where there is one, and an inner app.
     """
+    for watch in watchers:
+        watch([slot.instance for slot in slots])
     inside = [slot for slot in slots if not slot.outside]
     outside = slots[: len(slots) - len(inside)]
     table: Table = {}

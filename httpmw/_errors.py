@@ -296,7 +296,7 @@ def bad_websocket(value: object) -> TypeError:
     )
 
 
-def bad_option(owner: type, option: str, value: object, expected: str) -> TypeError:
+def bad_option(owner: type | FunctionType, option: str, value: object, expected: str) -> TypeError:
     return TypeError(f"{owner.__name__}({option}={value!r}): `{option}` must be {expected}.")
 
 
@@ -305,6 +305,15 @@ def missing_extra(owner: type | str, distribution: str, extra: str) -> ImportErr
     return ImportError(
         f"{name} needs {distribution}, which is not installed.\n"
         f"Write `pip install 'httpmw[{extra}]'`."
+    )
+
+
+def wrong_order(outer: type, inner: type, harm: str) -> str:
+    return (
+        f"{outer.__name__} stands outside of {inner.__name__}: {harm}.\n"
+        f"Put {inner.__name__} outside of it; `httpmw.middleware.recommended()` gives the order."
+        if outer is not inner
+        else f"{outer.__name__} is there two times: {harm}.\nTake one of them out."
     )
 
 

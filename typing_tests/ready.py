@@ -31,6 +31,7 @@ from httpmw.middleware import (
     add_request_id,
     metrics_endpoint,
     problem_responses,
+    recommended,
     request_id,
     route_template,
     timing,
@@ -112,6 +113,10 @@ def measures(request: Request) -> None:
     with timing(request).measure("db", "PostgreSQL"):
         timing(request).add("cache", 0.1)
 
+
+FastAPI(middleware=recommended(access_log={"format": "json"}, request_id=False, cors={}))
+MiddlewareStack(app, recommended())
+recommended(access_log="json")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 
 # Options of another type.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
     from ._ids import request_id, trace_id
     from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
+    from ._order import OrderWarning, recommended
     from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
     from ._prometheus import PrometheusMiddleware, metrics_endpoint
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
@@ -29,6 +30,7 @@ __all__ = [
     "AccessLogMiddleware",
     "AccessRecord",
     "OpenTelemetryMetricsMiddleware",
+    "OrderWarning",
     "Problem",
     "ProblemDetailsMiddleware",
     "PrometheusMiddleware",
@@ -39,6 +41,7 @@ __all__ = [
     "add_request_id",
     "metrics_endpoint",
     "problem_responses",
+    "recommended",
     "request_id",
     "route_template",
     "timing",
@@ -49,6 +52,7 @@ _MODULES: Final = {
     "AccessLogMiddleware": "_access_log",
     "AccessRecord": "_access_log",
     "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
+    "OrderWarning": "_order",
     "Problem": "_problem_details",
     "ProblemDetailsMiddleware": "_problem_details",
     "PrometheusMiddleware": "_prometheus",
@@ -60,6 +64,7 @@ _MODULES: Final = {
     "add_request_id": "_request_id",
     "metrics_endpoint": "_prometheus",
     "problem_responses": "_problem_details",
+    "recommended": "_order",
     "request_id": "_ids",
     "route_template": "_route",
     "timing": "_server_timing",

@@ -12,6 +12,8 @@ from httpmw._adapter import HTTPMiddleware, Predicate, check_predicate
 from httpmw._connection import Connection
 from httpmw._handlers import is_plain_callable
 
+from ._order import check_inward
+
 Exclude: TypeAlias = Collection[str] | Callable[[Connection[Any]], bool]
 """
 Requests that a layer leaves alone: their paths, or a predicate.
@@ -46,6 +48,7 @@ class Ready(HTTPMiddleware):
             check_predicate(when)
         all_of_them = both(both(self._wanted(exclude), when), wanted)
         super().__init__(app, when=all_of_them, websocket=websocket)
+        check_inward(self)
 
     def _wanted(self, exclude: Any) -> Predicate | None:
         """
