@@ -144,7 +144,8 @@ def _take(told: bytes, verdicts: list[Verdict]) -> None:
 
 def _checked(fields: dict[str, Any], expected: Verdict) -> Verdict:
     differences = [Difference(**each) for each in fields["differences"]]
-    verdict = Verdict(**{**fields, "differences": differences})
+    values: dict[str, Any] = {**fields, "differences": differences}
+    verdict = Verdict(**values)
     counts = (verdict.pairs, verdict.identical, verdict.differing, *verdict.improvements.values())
     texts = (
         verdict.problem,
