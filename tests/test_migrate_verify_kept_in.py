@@ -139,7 +139,7 @@ def test_it_is_kept_out(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for each in TRIED[kind]
     )
 
-    verdict = ran(f"{HEAD}{code}all_of_it()\n", monkeypatch)
+    verdict = ran(f"{HEAD}{code}at_import = all_of_it()\n", monkeypatch)
 
     with listener, pytest.raises(BlockingIOError):
         listener.recv(10)
