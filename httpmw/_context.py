@@ -235,20 +235,27 @@ def holds_expired_limit(coroutine: Any) -> bool:
     """
     Whether *coroutine*, or what it waits for, is inside of an `asyncio.timeout` that is over.
 
-    A block that is entered is held by its frame, and that is shown to the garbage collector only.
+    A block that is entered is held by its frame, and that is shown to the garbage collector only:
+    as the method that leaves the block, and from Python 3.14 on as the limit itself. So may a
+    variable hold one that has been left.
     """
     found = {id(coroutine)}
     looked_at = [coroutine]
     for each in looked_at:  # it grows
         for referent in gc.get_referents(each):
-            if isinstance(referent, MethodType):
-                limit = referent.__self__
-                if isinstance(limit, asyncio.Timeout) and limit.expired():
+            limit = referent.__self__ if isinstance(referent, MethodType) else referent
+            if isinstance(limit, asyncio.Timeout):
+                if limit.expired() and not _is_left(limit):
                     return True
             elif id(referent) not in found and type(referent).__name__ in _AWAITED:
                 found.add(id(referent))
                 looked_at.append(referent)
     return False
+
+
+def _is_left(limit: asyncio.Timeout) -> bool:
+    # "expiring" becomes "expired" when the block is left; both count as expired.
+    return getattr(getattr(limit, "_state", None), "value", None) == "expired"
 
 
 # What a chain of coroutines is made of; most of these types have no name that can be imported.

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from httpmw import AppResponse, Connection, Flow, NoResponseError
 from httpmw.compat import BaseHTTPMiddleware
-from tests.harness import Chunks, Server, body, request, stack, start
+from tests.harness import Chunks, Server, body, request, script, stack, start
 
 pytestmark = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
@@ -193,3 +193,27 @@ async def test_nobody_else_is_cancelled(fused: bool) -> None:
 
     assert server.status == 504
     assert log == ["background", "504 completed"]
+
+
+async def test_limit_that_was_left_is_not_this_one(fused: bool) -> None:
+    """A time limit that was over before, and is still in a variable, is no reason to cancel."""
+    seen: list[BaseException] = []
+
+    async def layer(conn: Connection) -> Flow:
+        response = yield
+        try:
+            async with asyncio.timeout(0) as limit:
+                await asyncio.sleep(3600)
+        except TimeoutError:
+            assert limit.expired()
+        try:
+            await response.read()
+        except NoResponseError as error:
+            seen.append(error)
+        yield PlainTextResponse("incomplete", 502)
+
+    app = script(start(), body(b"a", more=True))
+
+    server = await request(stack(app, quiet, layer, quiet, fused=fused))
+
+    assert (server.status, len(seen)) == (502, 1)
