@@ -168,9 +168,11 @@ def as_a_stranger(tmp_path: Path, folder: str, mode: int) -> subprocess.Complete
     (tmp_path / "mw.py").write_text(OLD)
     (tmp_path / folder).chmod(mode)
     tmp_path.chmod(0o755)
-    # From inside: the folders of pytest are shut for others. What is imported late as well.
+    # From inside: the folders of pytest are shut for others, and so is what is imported late (from
+    # Python 3.15 on by difflib too, which has lazy imports).
     command = (
-        "import sys, os, libcst, httpmw.migrate._run, httpmw.cli\n"
+        "import sys, os, difflib, libcst, httpmw.migrate._run, httpmw.cli\n"
+        "list(difflib.unified_diff(['a'], ['b']))\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "os.geteuid() or os.setresuid(65534, 65534, 65534)\n"
         "sys.exit(httpmw.cli.main(['migrate', '.']))"

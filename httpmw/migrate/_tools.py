@@ -76,14 +76,21 @@ class Tools:
             up = folder.parent
             # The nearest file that says something counts for each, and the project ends where
             # its repository does.
-            ends = up == folder or (folder / ".git").exists()
+            ends = up == folder or _is_there(folder / ".git")
             self._configured[folder] = found if ends else found | self._of(up)
         return self._configured[folder]
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # nobody may look
+        return False
+
+
 def _configured(folder: Path) -> Iterator[str]:
     for name, tool in _FILES.items():
-        if (folder / name).is_file():
+        if _is_there(folder / name):
             yield tool
     for name, sections in _SECTIONS.items():
         try:
