@@ -644,8 +644,9 @@ def test_the_traceback_that_uvicorn_logs(lines: list[str], anyio_backend: str) -
         asked = urllib.request.Request(
             f"http://127.0.0.1:{port}/", headers={"x-request-id": "came"}
         )
-        with pytest.raises(urllib.error.HTTPError, match="500"):
+        with pytest.raises(urllib.error.HTTPError, match="500") as raised:
             urllib.request.urlopen(asked)  # noqa: S310 - see above
+        raised.value.close()
     finally:
         server.should_exit = True
         thread.join()
