@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from starlette.datastructures import URL
-from starlette.requests import ClientDisconnect, empty_receive, empty_send
-from starlette.types import Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Scope
 
 from . import _errors
 from ._body import (
@@ -54,12 +54,6 @@ class Connection(LayerRequest[StateT]):
     # Where it reads the body, and what the inner app gets instead; None: nobody has asked yet.
     _incoming: Incoming | None = None
     _outgoing: Incoming | None = None
-
-    def __init__(
-        self, scope: Scope, receive: Receive = empty_receive, send: Send = empty_send
-    ) -> None:
-        self._exchange = None
-        super().__init__(scope, receive, send)
 
     @classmethod
     def _of(cls, exchange: Exchange, scope: Scope) -> Self:

@@ -24,7 +24,7 @@ from operator import is_
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.datastructures import URL, Address, Headers, QueryParams, State
-from starlette.requests import Request
+from starlette.requests import Request, empty_receive, empty_send
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import _errors
@@ -100,6 +100,12 @@ class LayerRequest(Request[StateT]):
     # Before the yield the own as it was made, and after it what had been given by then.
     _known: Scope | None = None
     _headers: Any = None
+
+    def __init__(
+        self, scope: Scope, receive: Receive = empty_receive, send: Send = empty_send
+    ) -> None:
+        self._exchange = None
+        super().__init__(scope, receive, send)
 
     @property
     def scope(self) -> Scope:
