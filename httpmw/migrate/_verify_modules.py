@@ -199,6 +199,12 @@ def _fakes(world: World) -> dict[str, ModuleType]:
     seconds = dict.fromkeys(names, world.now)
     loops = _Loops(world)
     utils = importlib.import_module("email.utils")
+    email_utils = _Fake(
+        utils,
+        formatdate=lambda *args, **options: utils.formatdate(*(args or (world.now(),)), **options),
+        localtime=lambda *_: dt.datetime.fromtimestamp(world.now(), dt.UTC),
+        make_msgid=lambda *_, **__: f"<{next(world.ids)}@testserver>",
+    )
     nanoseconds = {f"{name}_ns": lambda: int(world.now() * 1e9) for name in seconds}
     return {
         "time": _Fake(time, **seconds, **nanoseconds, **_calendar(world), sleep=stub("time.sleep")),
@@ -206,14 +212,9 @@ def _fakes(world: World) -> dict[str, ModuleType]:
             timeit, default_timer=world.now, timeit=stub("timeit.timeit"), repeat=stub("repeat")
         ),
         "datetime": _Fake(dt, datetime=_clocked(world), date=_dated(world)),
-        "email.utils": _Fake(
-            utils,
-            formatdate=lambda *args, **options: utils.formatdate(
-                *(args or (world.now(),)), **options
-            ),
-            localtime=lambda *_: dt.datetime.fromtimestamp(world.now(), dt.UTC),
-            make_msgid=lambda *_, **__: f"<{next(world.ids)}@testserver>",
-        ),
+        # `import email.utils` gives the package, which has the module as an attribute.
+        "email": _Fake(importlib.import_module("email"), utils=email_utils),
+        "email.utils": email_utils,
         "traceback": _told(world),
         "inspect": _Fake(inspect, currentframe=stub("frame"), stack=list, trace=list),
         "uuid": _Fake(uuid, uuid1=new_id, uuid4=new_id, uuid7=new_id),
