@@ -5,7 +5,7 @@ A fake ASGI server for one request.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 from urllib.parse import quote, unquote
 
 import anyio
@@ -16,6 +16,7 @@ from ._headers import HeadersLike, latin, raw_headers
 from ._http import HTTP
 from ._rules import ASGIViolation, spec_version, with_lists
 from ._sent import Sent
+from ._web import Web
 
 DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
@@ -23,7 +24,56 @@ DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 IN_A_PATH: Final = "/%:@!$&'()*+,;=~"
 
 
-class Server(Sent):
+_Talk = TypeVar("_Talk", bound=Web)
+
+
+class FakeServer(Sent, Generic[_Talk]):
+    # What a server does for one scope, of a request or of a handshake.
+
+    scope: dict[str, Any]
+    error: BaseException | None
+    _talk: _Talk
+    _waiters: list[anyio.Event]
+
+    async def receive(self) -> Message:
+        raise NotImplementedError
+
+    async def send(self, message: Message) -> None:
+        raise NotImplementedError
+
+    async def run(self, app: ASGIApp, *, keep_error: bool = False) -> Self:
+        """
+        Run *app* for this request or handshake.
+
+        What it raises is kept in `error`, and raised on unless *keep_error* is set; cancellation
+        is always raised on.
+        """
+        self._talk.app = app
+        self._talk.scope.update(self.scope)
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as error:
+            self.error = error
+            if not keep_error or isinstance(error, anyio.get_cancelled_exc_class()):
+                raise
+        return self
+
+    async def _wait(self) -> None:
+        waiter = anyio.Event()
+        self._waiters.append(waiter)
+        try:
+            await waiter.wait()
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.set()
+
+
+class Server(FakeServer[HTTP]):
     """
     Feed one request to an app, and record what the app sends.
 
@@ -79,7 +129,7 @@ class Server(Sent):
         asgi = {"version": "3.0"}
         if spec is not None:
             asgi["spec_version"] = spec
-        self.scope: dict[str, Any] = {
+        self.scope = {
             "type": "http",
             "asgi": asgi,
             "http_version": "1.1",
@@ -98,7 +148,7 @@ class Server(Sent):
         self.sent = []
         self.is_head = method == "HEAD"
         self.violations: list[ASGIViolation] = []
-        self.error: BaseException | None = None
+        self.error = None
         self.receives = 0
         self.most_receivers = 0
 
@@ -112,7 +162,7 @@ class Server(Sent):
         self._once = disconnect == "once"
         self._receivers = 0
         self._told = False
-        self._waiters: list[anyio.Event] = []
+        self._waiters = []
         self._talk = HTTP(self.scope)
         self._gone = leaves_after == 0
 
@@ -138,13 +188,7 @@ class Server(Sent):
             if over and not (self._once and self._told):
                 self._told = True
                 return dict(DISCONNECT)
-            waiter = anyio.Event()
-            self._waiters.append(waiter)
-            try:
-                await waiter.wait()
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+            await self._wait()
 
     async def send(self, message: Message) -> None:
         """
@@ -172,28 +216,6 @@ class Server(Sent):
         """
         self._gone = True
         self._wake()
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.set()
-
-    async def run(self, app: ASGIApp, *, keep_error: bool = False) -> Server:
-        """
-        Run *app* for this request.
-
-        What it raises is kept in `error`, and raised on unless *keep_error* is set; cancellation
-        is always raised on.
-        """
-        self._talk.app = app
-        self._talk.scope.update(self.scope)
-        try:
-            await app(self.scope, self.receive, self.send)
-        except BaseException as error:
-            self.error = error
-            if not keep_error or isinstance(error, anyio.get_cancelled_exc_class()):
-                raise
-        return self
 
     @property
     def complete(self) -> bool:

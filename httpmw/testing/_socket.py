@@ -10,12 +10,11 @@ from urllib.parse import quote, unquote
 
 import anyio
 import anyio.lowlevel
-from starlette.types import ASGIApp, Message
+from starlette.types import Message
 
 from ._headers import HeadersLike, latin, raw_headers
 from ._rules import ASGIViolation, spec_version, with_lists
-from ._sent import Sent
-from ._server import IN_A_PATH
+from ._server import IN_A_PATH, FakeServer
 from ._websocket import ACCEPT, CLOSE, CONNECT, DATA, DENIAL, DISCONNECT, RECEIVED, WebSocket
 
 DENIES: Mapping[str, Any] = {DENIAL: {}}
@@ -23,7 +22,7 @@ DENIES: Mapping[str, Any] = {DENIAL: {}}
 _DROPPED = 1006  # RFC 6455 section 7.4.1
 
 
-class SocketServer(Sent):
+class SocketServer(FakeServer[WebSocket]):
     """
     Feed one WebSocket handshake to an app, and then messages; record what the app sends.
 
@@ -69,7 +68,7 @@ class SocketServer(Sent):
         asgi = {"version": "3.0"}
         if spec is not None:
             asgi["spec_version"] = spec
-        self.scope: dict[str, Any] = {
+        self.scope = {
             "type": "websocket",
             "asgi": asgi,
             "http_version": "1.1",
@@ -87,7 +86,7 @@ class SocketServer(Sent):
         }
         self.sent = []
         self.violations: list[ASGIViolation] = []
-        self.error: BaseException | None = None
+        self.error = None
         self.receives = 0
         self._messages = [
             {"type": RECEIVED, "bytes" if isinstance(each, bytes) else "text": each}
@@ -99,7 +98,7 @@ class SocketServer(Sent):
         self._once = disconnect == "once"
         self._told = False
         self._connected = False
-        self._waiters: list[anyio.Event] = []
+        self._waiters = []
         self._talk = WebSocket(self.scope)
         # With what code, once it is over.
         self._over: int | None = _DROPPED if leaves_after == 0 else None
@@ -120,9 +119,7 @@ class SocketServer(Sent):
             if self._over is not None and not (self._once and self._told):
                 self._told = True
                 return {"type": DISCONNECT, "code": self._over, "reason": ""}
-            waiter = anyio.Event()
-            self._waiters.append(waiter)
-            await waiter.wait()
+            await self._wait()
 
     async def send(self, message: Message) -> None:
         """
@@ -157,28 +154,6 @@ class SocketServer(Sent):
     def _end(self, code: int) -> None:
         self._over = code
         self._wake()
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.set()
-
-    async def run(self, app: ASGIApp, *, keep_error: bool = False) -> SocketServer:
-        """
-        Run *app* for this handshake.
-
-        What it raises is kept in `error`, and raised on unless *keep_error* is set; cancellation
-        is always raised on.
-        """
-        self._talk.app = app
-        self._talk.scope.update(self.scope)
-        try:
-            await app(self.scope, self.receive, self.send)
-        except BaseException as error:
-            self.error = error
-            if not keep_error or isinstance(error, anyio.get_cancelled_exc_class()):
-                raise
-        return self
 
     @property
     def complete(self) -> bool:
