@@ -31,6 +31,7 @@ class FakeServer(Sent, Generic[_Talk]):
     # What a server does for one scope, of a request or of a handshake.
 
     scope: dict[str, Any]
+    violations: list[ASGIViolation]
     error: BaseException | None
     _talk: _Talk
     _waiters: list[anyio.Event]
@@ -57,6 +58,15 @@ class FakeServer(Sent, Generic[_Talk]):
             if not keep_error or isinstance(error, anyio.get_cancelled_exc_class()):
                 raise
         return self
+
+    def _take(self, message: Message) -> Message:
+        message = with_lists(message)
+        violation = self._talk.sending(message)
+        if violation is not None:
+            self.violations.append(violation)
+            raise violation
+        self.sent.append(message)
+        return message
 
     async def _wait(self) -> None:
         waiter = anyio.Event()
@@ -147,7 +157,7 @@ class Server(FakeServer[HTTP]):
         }
         self.sent = []
         self.is_head = method == "HEAD"
-        self.violations: list[ASGIViolation] = []
+        self.violations = []
         self.error = None
         self.receives = 0
         self.most_receivers = 0
@@ -199,12 +209,7 @@ class Server(FakeServer[HTTP]):
             if self._raises:
                 raise OSError("the client has left")
             return
-        message = with_lists(message)
-        violation = self._talk.sending(message)
-        if violation is not None:
-            self.violations.append(violation)
-            raise violation
-        self.sent.append(message)
+        self._take(message)
         if len(self.sent) == self._leaves_after:
             self.disconnect()
         elif self.complete:

@@ -13,7 +13,7 @@ import anyio.lowlevel
 from starlette.types import Message
 
 from ._headers import HeadersLike, latin, raw_headers
-from ._rules import ASGIViolation, spec_version, with_lists
+from ._rules import spec_version
 from ._server import IN_A_PATH, FakeServer
 from ._websocket import ACCEPT, CLOSE, CONNECT, DATA, DENIAL, DISCONNECT, RECEIVED, WebSocket
 
@@ -85,7 +85,7 @@ class SocketServer(FakeServer[WebSocket]):
             "extensions": dict(extensions),
         }
         self.sent = []
-        self.violations: list[ASGIViolation] = []
+        self.violations = []
         self.error = None
         self.receives = 0
         self._messages = [
@@ -130,12 +130,7 @@ class SocketServer(FakeServer[WebSocket]):
             if self._raises:
                 raise OSError("the client has left")
             return
-        message = with_lists(message)
-        violation = self._talk.sending(message)
-        if violation is not None:
-            self.violations.append(violation)
-            raise violation
-        self.sent.append(message)
+        message = self._take(message)
         if len(self.sent) == self._leaves_after:
             self.disconnect()
         elif message["type"] == CLOSE and self._talk.accepted:
