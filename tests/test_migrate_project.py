@@ -8,26 +8,12 @@ from pathlib import Path
 import pytest
 
 from httpmw.migrate import CODES, Conversion, Project, convert
+from tests.codemod import run
 from tools.migrate_codes import page
 
 ROOT = Path(__file__).parent.parent
 
 CLASS = "from starlette.middleware.base import BaseHTTPMiddleware\n"
-
-
-def run(**files: str) -> dict[str, Conversion]:
-    """Convert some files together; a double underscore in a name is a folder."""
-    project = Project()
-    sources = {
-        f"{name.replace('__', '/')}.py": textwrap.dedent(source).lstrip("\n")
-        for name, source in files.items()
-    }
-    for path, source in sources.items():
-        project.add(path, source)
-    return {
-        path.removesuffix(".py"): convert(source, path=path, project=project)
-        for path, source in sources.items()
-    }
 
 
 def passing(name: str) -> str:

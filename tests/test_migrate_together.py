@@ -6,7 +6,8 @@ import textwrap
 
 import pytest
 
-from httpmw.migrate import Conversion, Project, convert
+from httpmw.migrate import Conversion
+from tests.codemod import run
 
 BASE = "from starlette.middleware.base import BaseHTTPMiddleware\n"
 GATE = """\
@@ -19,18 +20,6 @@ class Gate:
 """
 # With a second class of the same methods, the name of the method alone says nothing.
 OTHER = GATE.replace("Gate", "Other")
-
-
-def run(**files: str) -> dict[str, Conversion]:
-    """Convert some files together; a double underscore in a name is a folder."""
-    project = Project()
-    sources = {f"{name.replace('__', '/')}.py": source for name, source in files.items()}
-    for path, source in sources.items():
-        project.add(path, source)
-    return {
-        path.removesuffix(".py"): convert(source, path=path, project=project)
-        for path, source in sources.items()
-    }
 
 
 def codes(conversion: Conversion) -> set[str]:
