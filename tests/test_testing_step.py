@@ -342,9 +342,15 @@ async def test_time_limit() -> None:
 
 
 async def test_time_limit_that_is_kept() -> None:
-    """A time limit does not strike where the app responds."""
-    async with step(limited, body=b"data") as flow:
+    """A time limit does not strike where the app responds, and not later either."""
+
+    async def half_a_second(conn: Connection) -> Flow:
+        conn.fail_after(0.5)
+        yield
+
+    async with step(half_a_second, body=b"data") as flow:
         await flow.respond(204)
+        await anyio.sleep(0.51)
         await flow.finish()
     assert flow.status == 204
 
