@@ -41,39 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    # Not that of `pathlib`, which raises for a path that is too long or may not be looked at.
-    missing = [path for path in options.paths if not os.path.exists(path)]  # noqa: PTH110
-    if missing:
-        parser.error(f"there is no {missing[0]!r}")
-    if options.write and options.check:
-        parser.error("--write and --check exclude each other")
     for stream in (sys.stdout, sys.stderr):
         # The name of a file, and what stands in it, need not fit the encoding of the terminal.
         if isinstance(stream, io.TextIOWrapper):
             utf8 = codecs.lookup(stream.encoding).name == "utf-8"
             stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
-        from .migrate._run import Options, run  # noqa: PLC0415 - libcst is an extra
-    except ImportError as exc:
-        print(exc, file=sys.stderr)
-        return _EXIT_USAGE
-    try:
-        return run(
-            Options(
-                paths=options.paths,
-                write=options.write,
-                check=options.check,
-                to=options.to,
-                as_json=options.json,
-                verify=options.verify,
-                max_bytes=options.max_bytes,
-                report=options.report,
-            ),
-            sys.stdout,
-            sys.stderr,
-        )
+        return int(options.command(options))
     except KeyboardInterrupt:
-        print("interrupted; every file is in its old or in its new version", file=sys.stderr)
+        print(options.interrupted, file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
         # `httpmw migrate . | head`: what is left to print has no reader.
@@ -84,8 +60,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_FAILED
 
 
+def _migrate(options: argparse.Namespace) -> int:
+    # Not that of `pathlib`, which raises for a path that is too long or may not be looked at.
+    missing = [path for path in options.paths if not os.path.exists(path)]  # noqa: PTH110
+    if missing:
+        options.parser.error(f"there is no {missing[0]!r}")
+    if options.write and options.check:
+        options.parser.error("--write and --check exclude each other")
+    try:
+        from .migrate._run import Options, run  # noqa: PLC0415 - libcst is an extra
+    except ImportError as exc:
+        print(exc, file=sys.stderr)
+        return _EXIT_USAGE
+    return run(
+        Options(
+            paths=options.paths,
+            write=options.write,
+            check=options.check,
+            to=options.to,
+            as_json=options.json,
+            verify=options.verify,
+            max_bytes=options.max_bytes,
+            report=options.report,
+        ),
+        sys.stdout,
+        sys.stderr,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     from . import __version__  # noqa: PLC0415 - `httpmw.cli` is loaded by nobody else
+    from .show._commands import add_show  # noqa: PLC0415 - see above
 
     parser = argparse.ArgumentParser(prog="httpmw", description="Tools for httpmw.")
     parser.add_argument("--version", action="version", version=f"httpmw {__version__}")
@@ -127,4 +132,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave larger files out (default: 4000000)",
     )
+    migrate.set_defaults(
+        command=_migrate,
+        parser=parser,
+        interrupted="interrupted; every file is in its old or in its new version",
+    )
+    add_show(commands)
     return parser

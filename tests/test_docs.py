@@ -47,7 +47,14 @@ ROOT = Path(__file__).parent.parent
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 
-PUBLIC_MODULES = ["httpmw", "httpmw.compat", "httpmw.migrate", "httpmw.stack", "httpmw.testing"]
+PUBLIC_MODULES = [
+    "httpmw",
+    "httpmw.compat",
+    "httpmw.migrate",
+    "httpmw.show",
+    "httpmw.stack",
+    "httpmw.testing",
+]
 
 BLOCK = re.compile(
     r'^```(?P<fence>python|py)(?: title="(?P<title>[^"]*)")?\n(?P<code>.*?)^```$',

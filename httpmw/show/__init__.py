@@ -1,0 +1,14 @@
+"""
+See what stands around an application, and what happens to a request on its way through it.
+
+`httpmw show` and `httpmw explain` are commands for this; here it is for Python.
+"""
+
+# What imports what: the commands and the inspector import what explains, draws and warns; these
+# import the reading and the measuring; those import the model, and the core. Nothing in the core
+# imports this package.
+
+from ._model import Kind, Node, Remark, Scopes, Tree
+from ._tree import tree
+
+__all__ = ["Kind", "Node", "Remark", "Scopes", "Tree", "tree"]

@@ -1,0 +1,227 @@
+# What is known to do harm in an order of layers, or to cost more than it has to.
+#
+# Rule 1: every warning says what comes of it and what to write instead; one that nobody can mend
+# is a note in the tree, not a warning.
+# Rule 2: each rule is a function of one layer, with what stands outside of it and inside.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from httpmw.middleware._order import _HARM
+
+from ._cost import cost_of_base
+from ._gate import refuses
+from ._model import Node, Remark
+
+_Rule = Callable[[Node, Sequence[Node]], Iterator[Remark]]
+
+# What answers whatever is raised further in.
+_ANSWERING: Final = frozenset({"problem_details"})
+_FRAME: Final = frozenset({"exceptions", "server_errors"})
+_LISTED: Final = 3
+
+
+def warnings_of(root: Node) -> tuple[Remark, ...]:
+    """
+    Look at all layers of a tree, the outermost first.
+    """
+    found: dict[Remark, None] = {}
+    for node, outer in _with_outer(root, ()):
+        if node.kind == "layer":
+            for rule in _RULES:
+                found |= dict.fromkeys(rule(node, outer))
+    return tuple(found)
+
+
+def _with_outer(node: Node, outer: tuple[Node, ...]) -> Iterator[tuple[Node, tuple[Node, ...]]]:
+    yield node, outer
+    for child in node.children:
+        yield from _with_outer(child, (*outer, node))
+
+
+def _inner_layers(node: Node) -> Iterator[Node]:
+    """
+    Give the layers inside of one, as far as every request meets them.
+    """
+    while len(node.children) == 1:
+        node = node.children[0]
+        if node.kind == "layer":
+            yield node
+
+
+# ---------------------------------------------------------------------- the rules
+
+
+def _base_http(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
+    if node.style != "base":
+        return
+    base, ours = cost_of_base()
+    yield Remark(
+        "base-http",
+        node.name,
+        node.where,
+        f"It stands on Starlette's BaseHTTPMiddleware: here that takes {base * 1e6:.0f} µs of each "
+        f"request, where an httpmw layer takes {ours * 1e6:.1f} µs; it makes a task and a stream "
+        "for each request, and context variables that are set in it or further in are lost on the "
+        "way.",
+        "Run `httpmw migrate` over it, or import `BaseHTTPMiddleware` from `httpmw.compat`. If the "
+        "class is not yours: `httpmw.compat.patch_starlette()` at start-up.",
+    )
+
+
+def _split_run(node: Node, outer: Sequence[Node]) -> Iterator[Remark]:
+    around = outer[-1] if outer else None
+    if node.style == "httpmw" or around is None or not _is_ours(around) or not node.children:
+        return
+    between = [node]
+    while between[-1].children and not _is_ours(between[-1].children[0]):
+        between.append(between[-1].children[0])
+    # Those stand where Starlette puts them.
+    if any(each.kind != "layer" or each.role in _FRAME for each in between):
+        return
+    if not between[-1].children or any(_belongs_there(each, around) for each in between):
+        return
+    inner = between[-1].children[0]
+    names = " and ".join(each.name for each in between)
+    yield Remark(
+        "split-run",
+        node.name,
+        node.where,
+        f"{names} stands between {around.name} and {inner.name}, which would be one adapter "
+        "without it: now each request goes through two.",
+        f"Register it outside of {around.name} or inside of {inner.name}, where the order of what "
+        "they do allows it.",
+    )
+
+
+def _is_ours(node: Node) -> bool:
+    return node.kind == "layer" and node.style == "httpmw"
+
+
+def _belongs_there(node: Node, around: Node) -> bool:
+    """
+    Whether a layer stands where it stands for a reason: to move it would be another warning.
+    """
+    inner = {each.role for each in _inner_layers(node)}
+    if node.role == "cors":
+        return bool(inner & _ANSWERING)
+    return node.role == "compression" and around.role in {"etag", "access_log"}
+
+
+def _cors_inside(node: Node, outer: Sequence[Node]) -> Iterator[Remark]:
+    if node.role != "cors":
+        return
+    answering = [each for each in outer if each.role in _ANSWERING]
+    errors = [each for each in outer if each.role == "server_errors"]
+    covered = any(each.role in _ANSWERING for each in _inner_layers(node))
+    if answering:
+        yield Remark(
+            "cors-inside",
+            node.name,
+            node.where,
+            f"It stands inside of {answering[-1].name}, which answers exceptions: those answers "
+            "have no CORS headers, so a browser hides them from the page.",
+            f"Register it outside of {answering[-1].name}.",
+        )
+    elif errors and not covered:
+        yield Remark(
+            "cors-inside",
+            node.name,
+            node.where,
+            "It stands inside of ServerErrorMiddleware, which answers unhandled exceptions: a 500 "
+            "has no CORS headers, so a browser hides it from the page.",
+            "Put it around the whole application, `app = CORSMiddleware(app, ...)`; or "
+            "`MiddlewareStack.install(app).add(Middleware(CORSMiddleware, ...), "
+            "outside_errors=True)`; or have exceptions answered inside of it, by "
+            "`ProblemDetailsMiddleware`.",
+        )
+
+
+def _compression_outside_etag(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
+    if node.role != "compression" or _weakens(node):
+        return
+    for inner in _inner_layers(node):
+        if inner.role == "etag":
+            yield Remark(
+                "compression-outside-etag",
+                node.name,
+                node.where,
+                f"It stands outside of {inner.name}: the tag is made of the body before it is "
+                "compressed, so two different bodies have one strong ETag (RFC 9110 section "
+                "8.8.3.3), and caches mix them up.",
+                f"Register {inner.name} outside of it.",
+            )
+
+
+def _weakens(node: Node) -> bool:
+    # A compression of httpmw's knows of tags.
+    return node.style == "httpmw" and getattr(type(node.subject), "weakens_etag", False)
+
+
+def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
+    if node.scopes != "http":
+        return
+    sockets = [each.name for each in _with_paths(node) if each.kind == "websocket"]
+    if not sockets or not refuses(node):
+        return
+    listed = ", ".join(sockets[:_LISTED])
+    if len(sockets) > _LISTED:
+        listed += f" and {len(sockets) - _LISTED} more"
+    if node.style == "httpmw":
+        remedy = "Register it with `websocket=True`: the same function then runs around handshakes."
+    elif node.style == "base":
+        remedy = (
+            "Run `httpmw migrate` over it and register it with `websocket=True`, or guard the "
+            "WebSocket routes with a dependency."
+        )
+    else:
+        remedy = 'Have it look at `scope["type"] == "websocket"` too, or guard those routes.'
+    yield Remark(
+        "http-only-gate",
+        node.name,
+        node.where,
+        f"It refuses requests and sees HTTP only: the WebSocket routes {listed} are open "
+        "to those whom it refuses.",
+        remedy,
+    )
+
+
+def _with_paths(node: Node, prefix: str = "") -> Iterator[Node]:
+    """
+    Give the routes further in, with their whole paths.
+    """
+    for child in node.children:
+        if child.kind == "mount":
+            yield from _with_paths(child, prefix + child.name)
+        else:
+            if child.kind == "websocket":
+                yield Node("websocket", prefix + child.name)
+            yield from _with_paths(child, prefix)
+
+
+def _order(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
+    for inner in _inner_layers(node):
+        harm = _HARM.get((node.role or "", inner.role or ""))
+        if harm is None or inner.role == "cors":  # said above
+            continue
+        if node.role == inner.role and type(node.subject) is not type(inner.subject):
+            continue
+        if node.role == inner.role:
+            remedy = "Register one of them."
+        else:
+            remedy = f"Register {inner.name} outside of it; `recommended()` gives the order."
+        yield Remark(
+            "order", node.name, node.where, f"It stands outside of {inner.name}: {harm}.", remedy
+        )
+
+
+_RULES: Final[tuple[_Rule, ...]] = (
+    _base_http,
+    _split_run,
+    _cors_inside,
+    _compression_outside_etag,
+    _http_only_gate,
+    _order,
+)
