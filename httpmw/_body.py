@@ -266,6 +266,25 @@ class Incoming:
                 await self._room.wait()
         return message
 
+    @property
+    def asked(self) -> bool:
+        """
+        Whether anything has been received of it.
+        """
+        return self.taken or self.complete or bool(self._ahead) or self._pulls > 0
+
+    async def drain(self, max_size: int) -> None:
+        """
+        Take what is left of the body and drop it, as far as *max_size* bytes and a message more.
+        """
+        while not self.complete and max_size >= 0:
+            is_new = not self._ahead
+            message = await self.receive()
+            if message["type"] != "http.request":
+                return
+            if is_new:
+                max_size -= len(message.get("body", b""))
+
     async def read(self, place: Place, max_size: int | None = None) -> bytes:
         """
         Read all of the body, and make one message of it, where those who are in it find their way.

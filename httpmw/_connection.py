@@ -155,6 +155,51 @@ class Connection(LayerRequest[StateT]):
             raise _errors.BodyTooLarge(max_size)
         return self._body
 
+    async def drain(self, *, max_size: int = 1024 * 1024, seconds: float = 1.0) -> bool:
+        """
+        Receive what is left of the request's body, and drop it: for who refuses the request.
+
+            if not allowed(conn):
+                drained = await conn.drain()
+                headers = None if drained else {"connection": "close"}
+                yield PlainTextResponse("no", 403, headers)
+
+        A server that answers an upload which nobody has read closes the connection, or its proxy
+        does, while the client still writes: behind nginx, Apache, Caddy and Varnish the client of a
+        large one then often gets a 502 in place of the answer. Where the end was not reached, say
+        `connection: close` on HTTP/1, so that nobody waits for the rest.
+
+        Nothing of it is kept in memory, so before the yield the function has to answer itself.
+        After the yield it is for an inner app that has not read its request: where that runs and
+        reads, nothing is received, and one that begins to read later waits for what is gone.
+
+        Nothing is received either where `content-length` says more than *max_size*, or where the
+        client holds the body back until somebody asks for it (`Expect: 100-continue`, RFC 9110
+        section 10.1.1).
+
+        Args:
+            max_size: How much is received at most, in bytes; the message with which it is more is
+                the last one.
+            seconds: For how long, in seconds.
+
+        Returns:
+            Whether all of the body has been received. False as well where the client left.
+
+        Raises:
+            Exception: What a transform of a layer further out raises.
+        """
+        incoming = self._open()
+        exchange = self._exchange
+        may_drain = exchange is None or exchange.may_drain(incoming)
+        if may_drain and not incoming.complete:
+            if not incoming.asked:
+                view = self._view()
+                if _content_length(view) > max_size or _is_held_back(view):
+                    return False
+            with anyio.move_on_after(seconds):
+                await incoming.drain(max_size)
+        return incoming.complete
+
     async def is_disconnected(self) -> bool:
         """
         Tell, without waiting, whether the client has left; once True it stays True.
@@ -396,6 +441,9 @@ class ReceivedHandshake(Received):
     def body_iterator(self, iterator: Any) -> None:  # noqa: ARG002
         raise _errors.no_request_body("conn.body_iterator")
 
+    async def drain(self, *, max_size: int = 0, seconds: float = 0.0) -> bool:  # noqa: ARG002
+        return True  # nothing is left
+
     def fail_upload_after(self, *, idle: float | None = None, total: float | None = None) -> None:  # noqa: ARG002
         raise _errors.no_request_body("conn.fail_upload_after()")
 
@@ -416,3 +464,10 @@ def _content_length(scope: Scope) -> int:
             except ValueError:
                 return 0
     return 0
+
+
+def _is_held_back(scope: Scope) -> bool:
+    return any(
+        key.lower() == b"expect" and value.lower() == b"100-continue"
+        for key, value in scope["headers"]
+    )

@@ -573,6 +573,14 @@ def too_late(what: str) -> MiddlewareError:
     )
 
 
+def drained(flow: object) -> MiddlewareError:
+    return MiddlewareError(
+        f"middleware function {place(flow)} dropped the request's body with `conn.drain()` and "
+        "then ran the inner app, which would miss it.\n"
+        "Write `yield some_response` and `return` after it."
+    )
+
+
 def no_request_body(what: str) -> MiddlewareError:
     return MiddlewareError(
         f"{_caller()} used {what} for a WebSocket handshake, which has no body.\n"
@@ -604,7 +612,8 @@ def no_limit(what: str) -> TypeError:
 
 def request_body_taken() -> MiddlewareError:
     return MiddlewareError(
-        f"{_caller()} cannot read the request body any more: the inner app has begun to.\n"
+        f"{_caller()} cannot read the request body any more: the inner app has begun to, or "
+        "`conn.drain()` has dropped it.\n"
         "Read it before the yield: `body = await conn.body()`; the inner app still gets it."
     )
 

@@ -55,6 +55,7 @@ from ._travel import (
     COUNTED,
     INWARD,
     PASSING,
+    TRAVELLING,
     WAITING,
     Discarded,
     Outbound,
@@ -257,6 +258,9 @@ class Adapter:
                     failure = await exchange.early_answer(value, scopes)
                     break
                 if not exchange.plain:
+                    if exchange.drained:
+                        failure = await exchange.misuse(waiting.pop(), _errors.drained(flow))
+                        break
                     incoming = exchange.incoming
                     if exchange.around is not None:
                         exchange.enclose(tuple(rest))
@@ -359,8 +363,10 @@ class Exchange(Outbound):
     on_hold: Outbound | None = None
     _outermost: Incoming | None = None
     _receiving: Turn | None = None
-    # Whether the inner app has begun to take the body from there.
-    body_taken = False
+    # Whether more of the body is to come than the inner app took from there; None: it took nothing.
+    body_left: bool | None = None
+    # Whether a flow that has not come to its first yield dropped the body.
+    drained = False
     # Of a handshake: with what the inner app has answered it.
     answered = ""
     # Whether the client is known to be gone; once seen it stays seen.
@@ -864,10 +870,21 @@ class Exchange(Outbound):
         """
         if self._outermost is None:
             self._outermost = Incoming(self.receive_from_server, self)
-            self._outermost.taken = self.body_taken
+            self._outermost.taken = self.body_left is not None
+            self._outermost.complete = self.body_left is False
             if self.incoming is None:
                 self.send_inward(self._outermost)
         return self._outermost
+
+    def may_drain(self, incoming: Incoming) -> bool:
+        """
+        Whether a flow may drop the rest of the body: not where the inner app runs and reads it.
+        """
+        if self.state is TRAVELLING:
+            turn = self._receiving
+            return not incoming.taken and (turn is None or not turn.taken)
+        self.drained = self.state is INWARD
+        return True
 
     async def receive_from_server(self) -> Message:
         """
@@ -900,7 +917,7 @@ class Exchange(Outbound):
             return await self.incoming.receive()
         message = await self.receive_from_server()
         if message["type"] == "http.request":
-            self.body_taken = True
+            self.body_left = message.get("more_body", False)
         return message
 
     async def _is_gone(self) -> tuple[bool, BaseException | None]:

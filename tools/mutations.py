@@ -408,6 +408,28 @@ MUTATIONS = [
         "",
         tests="tests/test_events.py::test_scope_held_open_at_a_later_yield",
     ),
+    # The request's body that is dropped.
+    Mutation(
+        "who has dropped the body runs the inner app",
+        EXCHANGE,
+        "if exchange.drained:",
+        "if False:",
+        tests="tests/test_drain.py::test_who_drops_the_body_has_to_answer",
+    ),
+    Mutation(
+        "it is dropped where the inner app reads it",
+        EXCHANGE,
+        "return not incoming.taken and (turn is None or not turn.taken)",
+        "return True",
+        tests="tests/test_drain.py::test_what_an_app_reads_is_left_to_it",
+    ),
+    Mutation(
+        "nobody knows that the inner app has read all of it",
+        EXCHANGE,
+        "self._outermost.complete = self.body_left is False",
+        "self._outermost.complete = False",
+        tests="tests/test_drain.py::test_an_app_that_has_read_all_leaves_nothing",
+    ),
     # Tasks and contexts.
     Mutation(
         "a flow is resumed in the context of whoever sends",

@@ -270,6 +270,8 @@ async def connection(conn: Connection) -> Flow:
     conn.fail_upload_after(idle=1, total=2.5)
     conn.cancel_on_disconnect()
     assert_type(await conn.is_disconnected(), bool)
+    assert_type(await conn.drain(), bool)
+    assert_type(await conn.drain(max_size=1, seconds=0.5), bool)
     yield
     del as_request
 

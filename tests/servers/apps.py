@@ -168,6 +168,12 @@ async def answer(conn: Connection) -> Flow:
     yield PlainTextResponse("answered early", 403)
 
 
+async def refuse(conn: Connection) -> Flow:
+    """Answer in place of the app, and leave nothing of up to two MiB of an upload."""
+    drained = await conn.drain(max_size=2 << 20)
+    yield PlainTextResponse("refused", 403, None if drained else {"connection": "close"})
+
+
 async def replace(conn: Connection) -> Flow:
     """Answer in place of the response that the app began."""
     response = yield
@@ -341,6 +347,7 @@ FUNCTIONS: list[Callable[[Connection], Flow]] = [
     set_status_of_a_transform,
     rescue,
     answer,
+    refuse,
     replace,
     hold,
     fail,

@@ -307,6 +307,31 @@ def test_upload_that_stops(ask: Ask, server: Server) -> None:
     assert ask.ledger()["status"] == 408
 
 
+def test_refused_upload_leaves_the_connection_as_it_is(ask: Ask, server: Server) -> None:
+    """Who has sent all of an upload gets the refusal, and then the answer to its next request."""
+    refused = post(f"{ask.prefix}/upload?id={ask.id}&do=refuse", UPLOAD + UPLOAD)
+
+    first, second = wire.ask(server.address, refused, get("/head/plain", "connection: close"))
+
+    assert (first.status, first.body, first.get("connection")) == (403, b"refused", None)
+    assert (second.status, second.body) == (200, PLAIN)
+    assert "sent by app" not in ask.ledger()
+
+
+def test_refused_upload_that_is_too_large_ends_the_connection(ask: Ask, server: Server) -> None:
+    """Nobody waits for the rest of an upload over the bound."""
+    with server.connect() as connection:
+        connection.sendall(
+            f"POST {ask.prefix}/upload?id={ask.id}&do=refuse HTTP/1.1\r\nhost: a\r\n"
+            "content-length: 2097153\r\n\r\n".encode()
+        )
+        answer = connection.makefile("rb").read()  # to the end of the connection
+
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    ask.ledger()
+
+
 def test_app_that_does_not_listen_is_cancelled(ask: Ask, server: Server) -> None:
     """An app that waits for somebody else is cancelled when its client leaves."""
     with server.connect() as connection:
