@@ -90,7 +90,7 @@ def _migrate(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__  # noqa: PLC0415 - `httpmw.cli` is loaded by nobody else
-    from .show._commands import add_show  # noqa: PLC0415 - see above
+    from .show._commands import add_explain, add_show  # noqa: PLC0415 - see above
 
     parser = argparse.ArgumentParser(prog="httpmw", description="Tools for httpmw.")
     parser.add_argument("--version", action="version", version=f"httpmw {__version__}")
@@ -138,4 +138,5 @@ def _parser() -> argparse.ArgumentParser:
         interrupted="interrupted; every file is in its old or in its new version",
     )
     add_show(commands)
+    add_explain(commands)
     return parser

@@ -8,7 +8,20 @@ See what stands around an application, and what happens to a request on its way 
 # import the reading and the measuring; those import the model, and the core. Nothing in the core
 # imports this package.
 
+from ._client import StartupError
+from ._explain import Explanation, Step, explain
 from ._model import Kind, Node, Remark, Scopes, Tree
 from ._tree import tree
 
-__all__ = ["Kind", "Node", "Remark", "Scopes", "Tree", "tree"]
+__all__ = [
+    "Explanation",
+    "Kind",
+    "Node",
+    "Remark",
+    "Scopes",
+    "StartupError",
+    "Step",
+    "Tree",
+    "explain",
+    "tree",
+]

@@ -36,6 +36,109 @@ def add_show(commands: Any) -> None:
     parser.set_defaults(command=_show, interrupted="interrupted")
 
 
+_EXPLAIN_EPILOG: Final = """
+examples:
+  httpmw explain main:app GET /users/7
+  httpmw explain main:app POST /users -H "content-type: application/json" -d '{"name": "Ann"}'
+  httpmw explain main:app WEBSOCKET /chat
+  httpmw explain main:app GET / --repeat 100 --html report.html
+
+exit codes:
+  0  the application has answered
+  1  it has raised, or given no response
+  2  the command line is wrong, or there is no such application, or it cannot start
+"""
+
+
+def add_explain(commands: Any) -> None:
+    """
+    Add `explain` to the commands of a parser.
+    """
+    parser = commands.add_parser(
+        "explain",
+        help="send one request through an application, and tell what happens at each layer",
+        description="Send one request through an application in this process, without a server, "
+        "and tell what happens at each layer, with its own time. The application is started "
+        "before and shut down afterwards.",
+        epilog=_EXPLAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_application(parser)
+    parser.add_argument(
+        "method", metavar="METHOD", help="GET, POST, ...; WEBSOCKET for a handshake"
+    )
+    parser.add_argument("path", metavar="PATH", help="the path, with a query string")
+    parser.add_argument(
+        "-H", "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a header"
+    )
+    parser.add_argument("-d", "--data", default="", help="the body; @FILE reads it from a file")
+    parser.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="send it N times and give medians"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write one page with a waterfall")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--no-lifespan", action="store_true", help="do not start and shut down the application"
+    )
+    parser.set_defaults(command=_explain, interrupted="interrupted")
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import functools  # noqa: PLC0415 - as those below
+    from pathlib import Path  # noqa: PLC0415
+
+    import anyio  # noqa: PLC0415
+
+    from ._client import StartupError  # noqa: PLC0415
+    from ._explain import explain  # noqa: PLC0415
+    from ._load import LoadError  # noqa: PLC0415
+    from ._page import explained_page  # noqa: PLC0415
+
+    try:
+        headers = [_header(each) for each in options.header]
+        data = options.data
+        body = Path(data[1:]).read_bytes() if data.startswith("@") else data.encode()
+        if options.repeat < 1:
+            raise LoadError("--repeat takes a number from 1 on")
+        if not options.path.startswith("/"):
+            raise LoadError(f"a path begins with a slash, not as {options.path!r}")
+        app = _loaded(options)
+        found = anyio.run(
+            functools.partial(
+                explain,
+                app,
+                options.method.upper(),
+                options.path,
+                headers=headers,
+                body=body,
+                repeat=options.repeat,
+                run_lifespan=not options.no_lifespan,
+            )
+        )
+    except (LoadError, OSError) as exc:
+        print(exc, file=sys.stderr)
+        return _EXIT_USAGE
+    except StartupError as exc:
+        print(
+            f"the application could not start: {exc}\n--no-lifespan leaves that out",
+            file=sys.stderr,
+        )
+        return _EXIT_USAGE
+    if options.html:
+        Path(options.html).write_text(explained_page(found), encoding="utf-8")
+    print(json.dumps(found.as_json(), indent=2) if options.json else found)
+    return _EXIT_WARNINGS if found.exception or found.status is None else 0
+
+
+def _header(text: str) -> tuple[str, str]:
+    from ._load import LoadError  # noqa: PLC0415 - see above
+
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise LoadError(f"a header is 'NAME: VALUE', not {text!r}")
+    return name.strip(), value.strip()
+
+
 def _add_application(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "app",

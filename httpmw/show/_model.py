@@ -65,8 +65,9 @@ class Node:
     # The thing itself, and where it has what is further in, in the order of `children`.
     subject: Any = field(default=None, repr=False)
     links: list[Link] = field(default_factory=list, repr=False)
-    # Of a route: its methods, its function.
+    # Of a route its methods, and of all that belongs to one its whole path, with those of mounts.
     methods: tuple[str, ...] = ()
+    path: str | None = None
     # A layer that is httpmw's, one on Starlette's `BaseHTTPMiddleware`, or any other.
     style: Literal["httpmw", "base", "asgi"] = "asgi"
     # What it is in the rules of order: "cors", "compression", "etag", "problem_details", ...

@@ -59,6 +59,7 @@ def read(app: Any) -> Node:
     """
     root = _Reader().read(app)
     _number_runs(root)
+    _name_paths(root, "", None)
     return root
 
 
@@ -108,6 +109,8 @@ class _Reader:
             if any(app.__self__ is each for each in self._path):  # inside of its own layers
                 return self._read_routes(app.__self__)
             return self._read_router(app.__self__)
+        if isinstance(app, MethodType) and isinstance(app.__self__, Route):
+            return self._read_handle(app.__self__)
         return self._read_any(app)
 
     # ------------------------------------------------------------------ applications
@@ -192,8 +195,20 @@ class _Reader:
             self._add(node, handle, lambda other: setattr(route, "handle", other))
         elif app is not None and (kind in {"mount", "host"} or not _is_end(app)):
             self._add(node, app, lambda other: setattr(route, "app", other))
+            end = _inside_of_layers(node.children[0])
+            if end.kind == "app" and subject is not None and _is_end(end.subject):
+                end.name, end.where = _name(subject), where(subject)
         elif app is not None:
             node.links.append(Link(app, lambda other: setattr(route, "app", other)))
+        return node
+
+    def _read_handle(self, route: Route) -> Node:
+        """
+        Read what is left of a route inside of the layers that `httpmw.fastapi` has put around it.
+        """
+        node = Node("route", route.path, where(route.endpoint), subject=route)
+        node.methods = tuple(sorted(route.methods or ()))
+        node.links.append(Link(route.app, lambda other: setattr(route, "app", other)))
         return node
 
     def _read_included(self, route: Any, router: Any) -> Node:
@@ -624,7 +639,21 @@ def _refuse(_: Any) -> None:
     raise TypeError
 
 
-# ---------------------------------------------------------------------- runs
+# ---------------------------------------------------------------------- paths and runs
+
+
+def _name_paths(node: Node, prefix: str, path: str | None) -> None:
+    """
+    Say of all that belongs to a route what its whole path is.
+    """
+    if node.kind == "mount":
+        prefix += node.name
+        path = f"{prefix}/*"
+    elif node.kind in {"route", "websocket"}:
+        path = prefix + node.name
+    node.path = path
+    for child in node.children:
+        _name_paths(child, prefix, path)
 
 
 def _number_runs(root: Node) -> None:

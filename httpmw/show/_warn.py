@@ -163,7 +163,7 @@ def _weakens(node: Node) -> bool:
 def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
     if node.scopes != "http":
         return
-    sockets = [each.name for each in _with_paths(node) if each.kind == "websocket"]
+    sockets = [str(each.path) for each in node.walk() if each.kind == "websocket"]
     if not sockets or not refuses(node):
         return
     listed = ", ".join(sockets[:_LISTED])
@@ -186,19 +186,6 @@ def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
         "to those whom it refuses.",
         remedy,
     )
-
-
-def _with_paths(node: Node, prefix: str = "") -> Iterator[Node]:
-    """
-    Give the routes further in, with their whole paths.
-    """
-    for child in node.children:
-        if child.kind == "mount":
-            yield from _with_paths(child, prefix + child.name)
-        else:
-            if child.kind == "websocket":
-                yield Node("websocket", prefix + child.name)
-            yield from _with_paths(child, prefix)
 
 
 def _order(node: Node, _: Sequence[Node]) -> Iterator[Remark]:

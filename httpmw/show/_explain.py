@@ -1,0 +1,354 @@
+# What a record says, in words and numbers.
+#
+# Rule 1: what happened in a layer is told from what passed in and out of it, and where it is
+# httpmw's from the steps of its function as well.
+# Rule 2: of headers only names are told, and of bodies only lengths.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from ._client import Exchange, lifespan
+from ._probe import Probes
+from ._read import read
+from ._record import CURRENT, PHASES, Line, Pairs, Passage, Record
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    What one layer, or the route, did in one request.
+
+    Attributes:
+        name: Its name, as in the tree.
+        kind: "layer", "router", "route", "websocket" or "app".
+        where: The file and line where it was defined; None where it cannot be told.
+        happened: What it did, in words.
+        changed: What it changed of the request and of the response, by names.
+        seconds: Its own time in each phase: "before" the response, at its "start", in the "body",
+            and "after" it; what is further in is not in it.
+        request_bytes: Bytes of the request that reached it, and that it handed on.
+        response_bytes: Bytes of the response that reached it, and that it handed on.
+    """
+
+    name: str
+    kind: str
+    where: str | None
+    happened: str
+    changed: tuple[str, ...]
+    seconds: Mapping[str, float]
+    request_bytes: tuple[int, int]
+    response_bytes: tuple[int, int]
+
+    @property
+    def own(self) -> float:
+        """
+        Its own time in all phases, in seconds.
+        """
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """
+    What happened to one request on its way; `str()` of it is a table.
+
+    Attributes:
+        method: The method of the request.
+        path: Its path.
+        status: The status of the response; None where there was none.
+        exception: What the application raised; None where nothing was.
+        bytes_sent: How many bytes of the body were sent.
+        route: The route that was matched; None where none was.
+        seconds: The time of the whole request, in seconds; with *repeat* the median.
+        client_seconds: How much of that was spent in the client of this process.
+        steps: The layers that it reached, the outermost first, and the route.
+        not_reached: Layers further in that it did not reach.
+        merged: Layers that cannot be looked at by themselves: they are part of the one around.
+        spans: The waterfall: number of the step, -1 for the client; phase, from and to, in seconds.
+        repeated: How often it was sent.
+    """
+
+    method: str
+    path: str
+    status: int | None
+    exception: str | None
+    bytes_sent: int
+    route: str | None
+    seconds: float
+    client_seconds: float
+    steps: tuple[Step, ...]
+    not_reached: tuple[str, ...]
+    merged: tuple[str, ...]
+    spans: tuple[tuple[int, str, float, float], ...]
+    repeated: int
+
+    def as_json(self) -> dict[str, Any]:
+        """
+        Give it as what `json.dumps` takes.
+        """
+        return {
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "exception": self.exception,
+            "bytes_sent": self.bytes_sent,
+            "route": self.route,
+            "seconds": self.seconds,
+            "client_seconds": self.client_seconds,
+            "steps": [
+                {
+                    "name": each.name,
+                    "kind": each.kind,
+                    "where": each.where,
+                    "happened": each.happened,
+                    "changed": list(each.changed),
+                    "seconds": dict(each.seconds),
+                    "own": each.own,
+                    "request_bytes": list(each.request_bytes),
+                    "response_bytes": list(each.response_bytes),
+                }
+                for each in self.steps
+            ],
+            "not_reached": list(self.not_reached),
+            "merged": list(self.merged),
+            "spans": [list(each) for each in self.spans],
+            "repeated": self.repeated,
+        }
+
+    def __str__(self) -> str:
+        from ._table import table  # noqa: PLC0415 - the numbers know no drawing
+
+        return table(self)
+
+
+async def explain(  # noqa: PLR0913 - what a request has, each with a default
+    app: ASGIApp,
+    method: str = "GET",
+    path: str = "/",
+    *,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    body: bytes | str = b"",
+    repeat: int = 1,
+    run_lifespan: bool = True,
+) -> Explanation:
+    """
+    Send one request through an application, and tell what happened at each layer.
+
+        print(await explain(app, "GET", "/users/7"))
+
+    There is no server: it runs in this process, in the running event loop. While it runs, fused
+    layers are run one by one, so that each has its own time.
+
+    Args:
+        app: The application: Starlette, FastAPI, or any ASGI app.
+        method: The HTTP method; "WEBSOCKET" opens a WebSocket, and closes it.
+        path: The path, which a query string may follow.
+        headers: The headers, as a mapping or as pairs.
+        body: The body.
+        repeat: How often it is sent; times are medians then.
+        run_lifespan: Whether the application is started before, and shut down afterwards.
+
+    Returns:
+        What happened, layer by layer.
+
+    Raises:
+        StartupError: The application says that it cannot start.
+        ValueError: *repeat* is less than one.
+    """
+    if repeat < 1:
+        raise ValueError(f"repeat is a number from 1 on, not {repeat!r}")
+    pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+    data = body.encode() if isinstance(body, str) else body
+    if run_lifespan:
+        async with lifespan(app) as state:
+            return await _explain(app, method, path, pairs, data, repeat, state)
+    return await _explain(app, method, path, pairs, data, repeat, {})
+
+
+async def _explain(  # noqa: PLR0913, PLR0917 - see above
+    app: ASGIApp,
+    method: str,
+    path: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes,
+    repeat: int,
+    state: Mapping[str, Any],
+) -> Explanation:
+    root = read(app)
+    probes = Probes(root)
+    probed = probes.put()
+    records: list[Record] = []
+    try:
+        for _ in range(repeat):
+            exchange = Exchange(method, path, headers, body, state)
+            record = Record()
+            token = CURRENT.set(record)
+            try:
+                raised = await exchange.run(probed)
+            finally:
+                CURRENT.reset(token)
+            record.end()
+            records.append(record)
+    finally:
+        probes.remove()
+    merged = tuple(each.name for each in probes.merged)
+    return explanation(records, exchange, method, path, raised, merged)
+
+
+def explanation(  # noqa: PLR0913, PLR0917 - what is known of one request
+    records: Sequence[Record],
+    exchange: Exchange,
+    method: str,
+    path: str,
+    raised: BaseException | None,
+    merged: tuple[str, ...],
+) -> Explanation:
+    record = records[-1]
+    lines = list(record.lines.values())
+    return Explanation(
+        method=method,
+        path=path,
+        status=exchange.status,
+        exception=None if raised is None else _brief(raised),
+        bytes_sent=exchange.bytes_sent,
+        route=route_of(lines),
+        seconds=median(each.took or 0.0 for each in records),
+        client_seconds=median(sum(each.client.times) for each in records),
+        steps=tuple(step(each, _times(each, records)) for each in lines),
+        not_reached=tuple(_not_reached(lines)),
+        merged=merged,
+        spans=tuple(spans_of(record)),
+        repeated=len(records),
+    )
+
+
+def _times(line: Line, records: Sequence[Record]) -> list[float]:
+    found = [record.lines[line.node] for record in records if line.node in record.lines]
+    return [median(each.times[phase] for each in found) for phase in range(len(PHASES))]
+
+
+def spans_of(record: Record) -> list[tuple[int, str, float, float]]:
+    """
+    Give the waterfall of a record: numbers of lines, in the order in which they were reached.
+    """
+    numbers = {id(each): number for number, each in enumerate(record.lines.values())}
+    return [
+        (numbers.get(id(line), -1), PHASES[phase], begin, end)
+        for line, phase, begin, end in record.spans
+    ]
+
+
+def step(line: Line, times: Sequence[float]) -> Step:
+    """
+    Say what one line tells.
+    """
+    node = line.node
+    assert node is not None  # noqa: S101 - the client's line is no step
+    around, inner = line.without, line.within
+    name = node.name
+    if node.kind in {"route", "websocket"}:
+        name = f"{','.join(node.methods) or 'WebSocket'} {name}"
+    return Step(
+        name=name,
+        kind=node.kind,
+        where=node.where,
+        happened=happened(line),
+        changed=tuple(_changed(around, inner)),
+        seconds=dict(zip(PHASES, times, strict=True)),
+        request_bytes=(around.body_in if around else 0, inner.body_in if inner else 0),
+        response_bytes=(inner.body_out if inner else 0, around.body_out if around else 0),
+    )
+
+
+def happened(line: Line) -> str:
+    """
+    Say what a layer did.
+    """
+    around, inner = line.without, line.within
+    if line.aside == "when":
+        return "stood aside: its predicate is false"
+    if line.aside == "none":
+        return "stood aside: its function gave None"
+    is_socket = around is not None and around.scope["type"] == "websocket"
+    if is_socket and line.node is not None and line.node.scopes == "http":
+        return "was passed by: it sees HTTP only"
+    status = around.start[0] if around is not None and around.start is not None else None
+    failed = None if inner is None else inner.inner.raised
+    if line.raised is not None and line.raised is line.threw:
+        return f"raised {_brief(line.raised)}"
+    if status is None:
+        if line.raised is not None:
+            return f"{type(line.raised).__name__} passed"
+        return "gave no response"
+    after = ", then raised on" if line.raised is not None else ""
+    if inner is None:
+        return f"answered {status}"
+    if failed is not None and inner.start is None:
+        return f"answered {status} for {type(failed).__name__}{after}"
+    if line.said == "answered" or inner.start is None:
+        return f"answered {status}{after}"
+    if line.said == "replaced":
+        return f"replaced {inner.start[0]} by {status}"
+    if failed is not None:
+        return f"ran; {type(failed).__name__} passed"
+    return "ran"
+
+
+def _brief(exc: BaseException) -> str:
+    text = str(exc).partition("\n")[0]
+    return f"{type(exc).__name__}: {text}"[:120] if text else type(exc).__name__
+
+
+def _changed(around: Passage | None, inner: Passage | None) -> Iterable[str]:
+    if around is None or inner is None:
+        return
+    yield from (f"request {each}" for each in _differences(around.headers, inner.headers))
+    for key in ("path", "method", "root_path", "query_string"):
+        if around.scope is not inner.scope and around.scope.get(key) != inner.scope.get(key):
+            yield f"request {key}"
+    if around.start is None or inner.start is None:
+        return
+    if around.start[0] != inner.start[0]:
+        yield f"status {inner.start[0]} → {around.start[0]}"
+    yield from (f"response {each}" for each in _differences(inner.start[1], around.start[1]))
+
+
+def _differences(before: Pairs, after: Pairs) -> Iterable[str]:
+    old, new = _by_name(before), _by_name(after)
+    for name in new:
+        if name not in old:
+            yield f"+{name}"
+        elif old[name] != new[name]:
+            yield f"~{name}"
+    for name in old:
+        if name not in new:
+            yield f"-{name}"
+
+
+def _by_name(pairs: Pairs) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for name, value in pairs:
+        found.setdefault(bytes(name).decode("latin-1").lower(), []).append(bytes(value))
+    return found
+
+
+def route_of(lines: Sequence[Line]) -> str | None:
+    """
+    Say which route was matched.
+    """
+    paths = (each.node.path for each in reversed(lines) if each.node is not None)
+    return next((each for each in paths if each is not None), None)
+
+
+def _not_reached(lines: Sequence[Line]) -> Iterable[str]:
+    node = lines[-1].node if lines else None
+    while node is not None and len(node.children) == 1 and node.kind != "router":
+        node = node.children[0]
+        if node.kind == "layer":
+            yield node.name
