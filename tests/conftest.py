@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,10 +24,51 @@ from tests.harness import (
     stream_inner,
     waiting,
 )
+from tests.pairs import meeting
 
 HANG_SECONDS = 30
 
 VIOLATIONS: list[ASGIViolation] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Have a way to run all that there is."""
+    parser.addoption(
+        "--every-combination",
+        action="store_true",
+        help="run tests with the whole product of their settings, not with every pair of them",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what no two settings need; what was chosen by name or by `-k` counts alone."""
+    if config.getoption("every_combination"):
+        return
+    tests: dict[tuple[pytest.Item | pytest.Collector | None, str], list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            tests.setdefault((item.parent, item.originalname), []).append(item)
+    left_out: set[pytest.Item] = set()
+    for same in tests.values():
+        left_out.update(same)
+        left_out.difference_update(same[n] for n in meeting([i.callspec._idlist for i in same]))
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collected tests out of each collection of garbage that a test asks for."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Do so again behind each file: `explore` lets go of them."""
+    if nextitem is not None and nextitem.path != item.path:
+        pytest_collection_finish()
 
 
 def pytest_configure(config: pytest.Config) -> None:

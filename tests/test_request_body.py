@@ -500,10 +500,10 @@ async def half_and_then_all(conn: Connection) -> None:
 
 
 SHAPES = {
-    "nothing": [0] * 10_000,
-    "one byte": [1] * 20_000,
-    "one byte among nothing": [0, 0, 0, 1] * 5_000,
-    "small": [100] * 5_000,
+    "nothing": [0] * 2_000,
+    "one byte": [1] * 4_000,
+    "one byte among nothing": [0, 0, 0, 1] * 1_000,
+    "small": [100] * 1_500,
     "small and large": [1, 5_000] * 300,
     "large and small": [9_000, 4_000, 1] * 100,
     "large": [65_536] * 20,

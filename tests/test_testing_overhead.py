@@ -81,7 +81,7 @@ def test_every_middleware_can_be_measured(name, backend, capsys):
     """
     Any ASGI middleware gives a finite figure for each phase, and a table to print.
     """
-    result = overhead(MIDDLEWARE[name], requests=50, backend=backend)
+    result = overhead(MIDDLEWARE[name], requests=10, backend=backend)
 
     print(result)  # noqa: T201 - a benchmark of the suite: for those who run it with -s
     assert isinstance(result, Overhead)
