@@ -300,6 +300,15 @@ def bad_option(owner: type | FunctionType, option: str, value: object, expected:
     return TypeError(f"{owner.__name__}({option}={value!r}): `{option}` must be {expected}.")
 
 
+def not_in_debug(owner: type) -> RuntimeError:
+    return RuntimeError(
+        f"{owner.__name__} is for development: it shows the application's layers and requests, and "
+        "the application has no `debug=True`.\n"
+        f"Give the application `debug=True`, or take {owner.__name__} out. `enabled=True` has it "
+        "there all the same, `enabled=False` leaves it out."
+    )
+
+
 def missing_extra(owner: type | str, distribution: str, extra: str) -> ImportError:
     name = owner if isinstance(owner, str) else owner.__name__
     return ImportError(

@@ -126,7 +126,8 @@ def layers(namespace: dict[str, Any], before: set[str]) -> Iterator[Any]:
                 for each in inspect.signature(value).parameters.values()
                 if each.default is each.empty and each.name != "app"
             ]
-            if not required:
+            # That one refuses to stand around anything but a debug application.
+            if not required and value.__name__ != "InspectorMiddleware":
                 yield value(inner)
         elif name == "app":
             yield value

@@ -23,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 NAMES = httpmw.middleware.__all__
 KINDS = [name for name in NAMES if name.endswith("Middleware")]
 # What a kind cannot be made without.
-REQUIRED: dict[str, dict[str, Any]] = {}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "InspectorMiddleware": {"enabled": True},  # no application is there that could be debugged
+}
 
 ok = PlainTextResponse("ok")
 

@@ -20,6 +20,7 @@ from httpmw.middleware import (
     REDACTED_KEYS,
     AccessLogMiddleware,
     AccessRecord,
+    InspectorMiddleware,
     OpenTelemetryMetricsMiddleware,
     Problem,
     ProblemDetailsMiddleware,
@@ -117,6 +118,16 @@ def measures(request: Request) -> None:
 FastAPI(middleware=recommended(access_log={"format": "json"}, request_id=False, cors={}))
 MiddlewareStack(app, recommended())
 recommended(access_log="json")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+
+app.add_middleware(
+    InspectorMiddleware,
+    path="/look",
+    enabled=True,
+    allow=lambda conn: conn.client is not None,
+    keep=50,
+    headers=["x-request-id"],
+)
+InspectorMiddleware(app, keep="50")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 
 # Options of another type.
 

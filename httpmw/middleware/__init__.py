@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
     from ._ids import request_id, trace_id
+    from ._inspector import InspectorMiddleware
     from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
     from ._order import OrderWarning, recommended
     from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
@@ -29,6 +30,7 @@ __all__ = [
     "REDACTED_KEYS",
     "AccessLogMiddleware",
     "AccessRecord",
+    "InspectorMiddleware",
     "OpenTelemetryMetricsMiddleware",
     "OrderWarning",
     "Problem",
@@ -51,6 +53,7 @@ __all__ = [
 _MODULES: Final = {
     "AccessLogMiddleware": "_access_log",
     "AccessRecord": "_access_log",
+    "InspectorMiddleware": "_inspector",
     "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
     "OrderWarning": "_order",
     "Problem": "_problem_details",

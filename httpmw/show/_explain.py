@@ -52,6 +52,22 @@ class Step:
         """
         return sum(self.seconds.values())
 
+    def as_json(self) -> dict[str, Any]:
+        """
+        Give it as what `json.dumps` takes.
+        """
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "where": self.where,
+            "happened": self.happened,
+            "changed": list(self.changed),
+            "seconds": dict(self.seconds),
+            "own": self.own,
+            "request_bytes": list(self.request_bytes),
+            "response_bytes": list(self.response_bytes),
+        }
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -101,20 +117,7 @@ class Explanation:
             "route": self.route,
             "seconds": self.seconds,
             "client_seconds": self.client_seconds,
-            "steps": [
-                {
-                    "name": each.name,
-                    "kind": each.kind,
-                    "where": each.where,
-                    "happened": each.happened,
-                    "changed": list(each.changed),
-                    "seconds": dict(each.seconds),
-                    "own": each.own,
-                    "request_bytes": list(each.request_bytes),
-                    "response_bytes": list(each.response_bytes),
-                }
-                for each in self.steps
-            ],
+            "steps": [each.as_json() for each in self.steps],
             "not_reached": list(self.not_reached),
             "merged": list(self.merged),
             "spans": [list(each) for each in self.spans],
@@ -163,7 +166,8 @@ async def explain(  # noqa: PLR0913 - what a request has, each with a default
     """
     if repeat < 1:
         raise ValueError(f"repeat is a number from 1 on, not {repeat!r}")
-    pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+    given: Any = headers
+    pairs: list[tuple[str, str]] = list(given.items() if isinstance(given, Mapping) else given)
     data = body.encode() if isinstance(body, str) else body
     if run_lifespan:
         async with lifespan(app) as state:
@@ -183,46 +187,34 @@ async def _explain(  # noqa: PLR0913, PLR0917 - see above
     root = read(app)
     probes = Probes(root)
     probed = probes.put()
-    records: list[Record] = []
+    asked: list[tuple[Record, Exchange, BaseException | None]] = []
     try:
         for _ in range(repeat):
-            exchange = Exchange(method, path, headers, body, state)
-            record = Record()
+            exchange, record = Exchange(method, path, headers, body, state), Record()
             token = CURRENT.set(record)
             try:
                 raised = await exchange.run(probed)
             finally:
                 CURRENT.reset(token)
             record.end()
-            records.append(record)
+            asked.append((record, exchange, raised))
     finally:
         probes.remove()
-    merged = tuple(each.name for each in probes.merged)
-    return explanation(records, exchange, method, path, raised, merged)
-
-
-def explanation(  # noqa: PLR0913, PLR0917 - what is known of one request
-    records: Sequence[Record],
-    exchange: Exchange,
-    method: str,
-    path: str,
-    raised: BaseException | None,
-    merged: tuple[str, ...],
-) -> Explanation:
-    record = records[-1]
+    records = [record for record, _, _ in asked]
+    record, last, raised = asked[-1]
     lines = list(record.lines.values())
     return Explanation(
         method=method,
         path=path,
-        status=exchange.status,
+        status=last.status,
         exception=None if raised is None else _brief(raised),
-        bytes_sent=exchange.bytes_sent,
+        bytes_sent=last.bytes_sent,
         route=route_of(lines),
         seconds=median(each.took or 0.0 for each in records),
         client_seconds=median(sum(each.client.times) for each in records),
         steps=tuple(step(each, _times(each, records)) for each in lines),
-        not_reached=tuple(_not_reached(lines)),
-        merged=merged,
+        not_reached=tuple(not_reached(lines)),
+        merged=tuple(each.name for each in probes.merged),
         spans=tuple(spans_of(record)),
         repeated=len(records),
     )
@@ -244,9 +236,9 @@ def spans_of(record: Record) -> list[tuple[int, str, float, float]]:
     ]
 
 
-def step(line: Line, times: Sequence[float]) -> Step:
+def step(line: Line, times: Sequence[float], *, messages: bool = True) -> Step:
     """
-    Say what one line tells.
+    Say what one line tells; of exceptions with their *messages*, or their types only.
     """
     node = line.node
     assert node is not None  # noqa: S101 - the client's line is no step
@@ -258,7 +250,7 @@ def step(line: Line, times: Sequence[float]) -> Step:
         name=name,
         kind=node.kind,
         where=node.where,
-        happened=happened(line),
+        happened=happened(line, messages=messages),
         changed=tuple(_changed(around, inner)),
         seconds=dict(zip(PHASES, times, strict=True)),
         request_bytes=(around.body_in if around else 0, inner.body_in if inner else 0),
@@ -266,7 +258,7 @@ def step(line: Line, times: Sequence[float]) -> Step:
     )
 
 
-def happened(line: Line) -> str:
+def happened(line: Line, *, messages: bool = True) -> str:
     """
     Say what a layer did.
     """
@@ -281,7 +273,7 @@ def happened(line: Line) -> str:
     status = around.start[0] if around is not None and around.start is not None else None
     failed = None if inner is None else inner.inner.raised
     if line.raised is not None and line.raised is line.threw:
-        return f"raised {_brief(line.raised)}"
+        return f"raised {_brief(line.raised) if messages else type(line.raised).__name__}"
     if status is None:
         if line.raised is not None:
             return f"{type(line.raised).__name__} passed"
@@ -334,7 +326,7 @@ def _differences(before: Pairs, after: Pairs) -> Iterable[str]:
 def _by_name(pairs: Pairs) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
     for name, value in pairs:
-        found.setdefault(bytes(name).decode("latin-1").lower(), []).append(bytes(value))
+        found.setdefault(name.decode("latin-1").lower(), []).append(value)
     return found
 
 
@@ -346,7 +338,10 @@ def route_of(lines: Sequence[Line]) -> str | None:
     return next((each for each in paths if each is not None), None)
 
 
-def _not_reached(lines: Sequence[Line]) -> Iterable[str]:
+def not_reached(lines: Sequence[Line]) -> Iterable[str]:
+    """
+    Name the layers inside of the last one that was reached.
+    """
     node = lines[-1].node if lines else None
     while node is not None and len(node.children) == 1 and node.kind != "router":
         node = node.children[0]

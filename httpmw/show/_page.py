@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _template() -> str:
-    return resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    return resources.files("httpmw.show").joinpath("page.html").read_text(encoding="utf-8")
 
 
 @functools.cache

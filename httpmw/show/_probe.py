@@ -52,7 +52,7 @@ class Probe:
         await Passage(record, outer, inner, scope).run(self.behind, receive, send)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # pyrefly: ignore[bad-override]
+    def __class__(self) -> Any:
         return self.behind.__class__
 
     def __getattr__(self, name: str) -> Any:

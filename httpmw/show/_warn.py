@@ -85,14 +85,15 @@ def _split_run(node: Node, outer: Sequence[Node]) -> Iterator[Remark]:
         return
     inner = between[-1].children[0]
     names = " and ".join(each.name for each in between)
+    stand, them = ("stands", "it") if len(between) == 1 else ("stand", "them")
     yield Remark(
         "split-run",
         node.name,
         node.where,
-        f"{names} stands between {around.name} and {inner.name}, which would be one adapter "
-        "without it: now each request goes through two.",
-        f"Register it outside of {around.name} or inside of {inner.name}, where the order of what "
-        "they do allows it.",
+        f"{names} {stand} between {around.name} and {inner.name}, which would be one adapter "
+        "otherwise: now each request goes through two.",
+        f"Register {them} outside of {around.name} or inside of {inner.name}, where the order of "
+        "what they do allows it.",
     )
 
 
