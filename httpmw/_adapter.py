@@ -85,7 +85,7 @@ class HTTPMiddleware(Adapter):
         elif overridden:
             raise _errors.two_dispatches(type(self), dispatch)
         else:
-            vars(self)["dispatch"] = dispatch
+            super().__setattr__("dispatch", dispatch)
         _check(dispatch)
         if when is not None:
             check_predicate(when)

@@ -511,8 +511,8 @@ class Exchange(Outbound):
             return None
         failure: BaseException | None = None
         try:  # nobody further out wants to see it
-            scope = self.as_http(self.scope_of_answers(len(self.waiting) - 1))
-            await value(scope, self.server_receive, self.server_send)
+            scope = self.scope_of_answers(0) if self.inwards else self.scope
+            await value(self.as_http(scope), self.server_receive, self.server_send)
         except GeneratorExit:
             raise
         except BaseException as exc:
@@ -564,9 +564,7 @@ class Exchange(Outbound):
             if type(flow) is Observer:  # it has been told
                 continue
             response._outcome = "completed"
-            failure = await self._resume(flow, None)
-            if response.status_code != response._sent_status:
-                failure = failure or _errors.status_after_sent(flow, response.status_code)
+            failure = await self._resume(flow, None, response)
             if failure is not None:
                 try:
                     return failure
@@ -670,19 +668,19 @@ class Exchange(Outbound):
                 failure = await self._find_outcome(response, failure)
             if response._observer is not None:
                 response._observer.tell(response._outcome)
-        failure = await self._resume(flow, failure, tail.cancellation)
-        if response is not None and response.status_code != response._sent_status:
-            failure = failure or _errors.status_after_sent(flow, response.status_code)
-        try:
-            return failure
-        finally:
-            failure = None  # it holds this frame: do not hold it in turn
+        return await self._resume(flow, failure, response, tail.cancellation)
 
     async def _resume(
-        self, flow: AnyFlow, failure: BaseException | None, answered: BaseException | None = None
+        self,
+        flow: AnyFlow,
+        failure: BaseException | None,
+        response: AppResponse | None = None,
+        answered: BaseException | None = None,
     ) -> BaseException | None:
         """
-        Come back to a flow that has sent a response; a cancellation *answered* by it goes on.
+        Come back to a flow that has sent a response, in place of *response* where it had one.
+
+        A cancellation *answered* by it goes on.
         """
         traceback = None if failure is None else failure.__traceback__
         owed = 0 if failure is None else _context.cancellations(self.task)
@@ -696,6 +694,8 @@ class Exchange(Outbound):
         except StopAsyncIteration:
             if failure is not None and self._is_owed(failure, owed):
                 return failure
+            if response is not None and response.status_code != response._sent_status:
+                answered = answered or _errors.status_after_sent(flow, response.status_code)
             return answered
         except BaseException as exc:
             if failure is not None and (exc is failure or _wrapped_stop(exc, failure)):

@@ -159,8 +159,10 @@ class AppResponse(Response):
     _bytes: bytes | None = None
     # Whether it still can be changed: until the function ends or yields it.
     _open = True
-    # With what it went on; to refuse a status when it is set would cost all who set one in time.
-    _sent_status: int | None = None
+    # With what it went on, where it was closed; to refuse a status when it is set would cost all
+    # who set one in time.
+    _sent: list[tuple[bytes, bytes]]
+    _sent_status: int
     _progress: Progress | None = None
     # Whom `on_sent` has asked to be told, until that was done.
     _observer: Observer | None = None
@@ -179,7 +181,10 @@ class AppResponse(Response):
         """
         The headers as a list of pairs of bytes, in their order and with repeated ones.
         """
-        return self.headers._list
+        try:
+            return self.headers._list
+        except AttributeError:
+            raise _errors.assigned_headers(self.headers) from None
 
     @raw_headers.setter
     def raw_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -356,7 +361,7 @@ class AppResponse(Response):
 
     def _declared_length(self) -> int:
         length = self.headers.get("content-length", "")
-        return int(length) if length.isdecimal() and not self._outbound.is_head else 0
+        return int(length) if length.isdecimal() and not self._outbound.is_head() else 0
 
     # ------------------------------------------------------------------ afterwards
 
@@ -492,7 +497,6 @@ class AppResponse(Response):
             key.lower() == b"content-length" and value != b"0" for key, value in self.raw_headers
         )
 
-    @property
     def _has_trailers(self) -> bool:
         return bool(self._message.get("trailers"))
 
@@ -517,11 +521,12 @@ class AppResponse(Response):
         """
         self._open = False
         self._sent_status = self.status_code
-        try:
-            raw = self.headers._list
-        except AttributeError:
-            raise _errors.assigned_headers(self.headers) from None
-        self.headers._list = SentHeaders(raw)
+        # The list itself goes on, and the function keeps a copy.
+        headers = self.headers
+        if type(headers) is not Headers:  # put there by the function, which may share it
+            headers = self.headers = _headers(self.raw_headers.copy())
+        self._sent = raw = headers._list
+        headers._list = SentHeaders(raw)
         body = self._body
         if isinstance(body, FixedBody) and body is not self._given_body:
             body.inner.drop()
@@ -530,15 +535,11 @@ class AppResponse(Response):
         """
         The same response, as the next layer outward receives it.
         """
-        try:
-            raw = self.headers._list
-        except AttributeError:
-            raise _errors.assigned_headers(self.headers) from None
-        response = received(self._outbound, self._message, self.status_code, raw.copy())
-        response._received = raw
+        response = received(self._outbound, self._message, self.status_code, self._sent)
+        response._received = self.headers._list
         body = self._body
         if body is not None and (
-            self.status_code in BODILESS or (self._outbound.is_head and body.is_made())
+            self.status_code in BODILESS or (self._outbound.is_head() and body.is_made())
         ):
             body = SilentBody(body)
         response._body = response._given_body = body
@@ -550,16 +551,12 @@ class AppResponse(Response):
         """
         message = self._message
         headers: Any = message.get("headers", ())
-        try:
-            raw = self.headers._list
-        except AttributeError:
-            raise _errors.assigned_headers(self.headers) from None
+        raw = self.raw_headers if self._open else self._sent
         start = dict(message)
         start["status"] = self.status_code
         # Not a list, or not there at all: let it be what it was.
         if type(headers) is list or raw != list(headers):
-            # A function that waits for the end still has its own list.
-            start["headers"] = raw if self._open else raw.copy()
+            start["headers"] = raw
         if self._body is not None and isinstance(self._body.source, FixedBody):
             start.pop("trailers", None)  # they would have come from the app
         return start
@@ -576,6 +573,7 @@ lay_out(
     "_body",
     "_given_body",
     "_open",
+    "_sent",
     "_sent_status",
     "_observer",
     "_outcome",

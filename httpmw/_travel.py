@@ -96,7 +96,16 @@ class Outbound(Driven):
 
     # What every request comes to is set when the object is made. All else has its default here:
     # most requests never look at it, and to set it would cost them.
-    __slots__ = ("loop", "outgoing", "plain", "server_send", "state", "states", "waiting")
+    __slots__ = (
+        "loop",
+        "outgoing",
+        "plain",
+        "server_send",
+        "started",
+        "state",
+        "states",
+        "waiting",
+    )
 
     state: int
     # What the source gets as scope.
@@ -113,6 +122,8 @@ class Outbound(Driven):
     states: Any
     # The last `_to_server` of a message that is counted, begun or over; unset before the first.
     outgoing: Any
+    # Set when the travel has sent a start; unset before.
+    started: bool
 
     # What was raised where the travel waited for a message that never came.
     thrown: BaseException | None = None
@@ -137,17 +148,19 @@ class Outbound(Driven):
     # Whether the source has begun anew for a client that is known to be gone: what it sends is the
     # server's to judge, and no part of the response that is on its way outward.
     _astray = False
-    # Whether the travel has sent a start.
-    _started = False
 
     @property
     def exchange(self) -> Exchange:
         raise NotImplementedError
 
-    @property
+    # A method, as a property costs more where it is asked in many requests.
     def is_head(self) -> bool:
         # To those who are told of it, the flow in hand and those further out.
-        return bool(self.exchange.scope_given_to(len(self.waiting)).get("method") == "HEAD")
+        exchange = self.exchange
+        scope = exchange.scope
+        if exchange.inwards:
+            scope = exchange.scope_given_to(len(self.waiting))
+        return bool(scope.get("method") == "HEAD")
 
     def send(self, message: Message) -> Awaitable[None]:
         """
@@ -251,7 +264,7 @@ class Outbound(Driven):
                     raise _errors.second_start()
                 self._astray = True
             if self._astray:
-                if self._started:
+                if hasattr(self, "started"):
                     await self.exchange.server_send(message)
                 else:  # nothing goes out past the flows
                     await checkpoint()
@@ -372,6 +385,7 @@ class Outbound(Driven):
         response.status_code = status = message["status"]
         was_empty = status in BODILESS
         response.headers = headers
+        raw = headers._list
         self.state = TRAVELLING
         waiting = self.waiting
         begun = None
@@ -399,13 +413,15 @@ class Outbound(Driven):
                         silent = self._silent
                     if not self.plain:
                         response = self._left(response)
-                    elif waiting:  # nobody but the next one has a use for it
-                        try:
-                            response._received = response.headers._list.copy()
-                        except AttributeError:
-                            error = _errors.assigned_headers(response.headers)
-                            begun = Begun(flow, exc=error)
-                            break
+                        continue
+                    try:
+                        raw = response.headers._list
+                    except AttributeError:
+                        error = _errors.assigned_headers(response.headers)
+                        begun = Begun(flow, exc=error)
+                        break
+                    if waiting:  # nobody but the next one has a use for it
+                        response._received = raw.copy()
                 except StopIteration as stop:
                     if stop.value is response and not (
                         (
@@ -435,10 +451,6 @@ class Outbound(Driven):
                     self.state = UNKNOWN
                     start = {**message}  # as in `AppResponse._start_message`, without the call
                     start["status"] = response.status_code
-                    try:
-                        raw = response.headers._list
-                    except AttributeError:
-                        raise _errors.assigned_headers(response.headers) from None
                     if type(given) is list or raw != list(given):
                         start["headers"] = raw
                     try:
@@ -458,7 +470,7 @@ class Outbound(Driven):
             await self._send_start(response)
             self._let_pass()
         finally:
-            if self.paused:
+            if self._paused:
                 self.exchange.on_hold = self
             begun = None  # it may hold an exception, which holds this frame
             self.leave()
@@ -499,7 +511,7 @@ class Outbound(Driven):
         await self._send_start(response)
         try:
             if response._body is not None:
-                await self._pump(response._body, trailers=response._has_trailers)
+                await self._pump(response._body, trailers=response._has_trailers())
         finally:
             if self.state is TRAVELLING:
                 self._let_pass()
@@ -596,13 +608,13 @@ class Outbound(Driven):
             if self._progress.silent or not self._silent:
                 return self._progress
             body = outward._body = self.body()  # it is another one from here on
-        trailers = outward._has_trailers
+        trailers = outward._has_trailers()
         if body is None:
-            silent = self._silent or self.is_head
+            silent = self._silent or self.is_head()
             progress = self._progress = Progress(trailers=trailers, silent=silent)
         else:
             trailers = trailers and isinstance(body.source, LiveBody)
-            progress = Progress(trailers=trailers, made=body.is_made(), silent=self.is_head)
+            progress = Progress(trailers=trailers, made=body.is_made(), silent=self.is_head())
             outward._body = CountedBody(body, progress)
         self._progresses = (progress, *self._progresses)
         return progress
@@ -639,7 +651,7 @@ class Outbound(Driven):
         self, flow: AnyFlow, response: AppResponse, value: StreamingResponse
     ) -> AppResponse:
         if not is_framed(value):
-            value = framed(value, is_head=self.is_head)
+            value = framed(value, is_head=self.is_head())
         start = {
             "type": "http.response.start",
             "status": value.status_code,
@@ -711,7 +723,8 @@ class Outbound(Driven):
 
     async def _send_start(self, response: AppResponse) -> None:
         exchange = self.exchange
-        exchange.keep_variables()
+        if exchange.kept:
+            exchange.keep_variables()
         if self._silent and response._body is None:
             self._send_no_bytes()
         try:
@@ -719,7 +732,7 @@ class Outbound(Driven):
         except BaseException as exc:
             self._start_failed(exc)
             raise
-        self._started = True
+        self.started = True
         now = time.perf_counter()
         for progress in self._progresses:
             progress.started_at = now
@@ -858,7 +871,7 @@ class Replacement(Outbound):
         """
         failure: BaseException | None = None
         if not is_framed(source):
-            source = framed(source, is_head=self.is_head)
+            source = framed(source, is_head=self.is_head())
             self._silent = source.status_code in BODILESS
         try:
             await source(self.exchange.as_http(self.scope), self.receive, self.send)
