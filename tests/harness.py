@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
+import anyio.lowlevel
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,6 +60,8 @@ async def left_to_the_collector(kind: type[T], once: Callable[[], Awaitable[obje
     gc.disable()
     try:
         await once()
+        # The loop holds what was cancelled until its next turn (seen from Python 3.12 on).
+        await anyio.lowlevel.checkpoint()
         return [each for each in gc.get_objects() if isinstance(each, kind)]
     finally:
         gc.enable()
