@@ -15,6 +15,7 @@ import anyio.lowlevel
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
@@ -2227,6 +2228,33 @@ async def test_edits_in_time_are_none_of_that(
     server = await request(layers(plain_inner(), mw))
 
     assert server.complete
+
+
+async def test_headers_of_a_function_s_own_may_be_shared(fused: bool) -> None:
+    """An object that is assigned in every request stays as it is, and can be edited in each."""
+    shared = MutableHeaders({"x-shared": "yes"})
+
+    async def outer(conn: Connection) -> Flow:
+        response = yield
+        response.headers["x-outer"] = "yes"
+        yield response
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        response.headers = shared
+        response.headers["x-mine"] = "yes"
+        yield response
+
+    app = stack(plain_inner(), outer, mw, fused=fused)
+    for _ in range(2):
+        server = await request(app)
+        assert server.sent[0]["headers"] == [
+            (b"x-shared", b"yes"),
+            (b"x-mine", b"yes"),
+            (b"x-outer", b"yes"),
+        ]
+
+    assert shared.raw == [(b"x-shared", b"yes"), (b"x-mine", b"yes")]
 
 
 async def test_response_is_still_readable_after_it_was_sent(layers: Layers) -> None:

@@ -500,6 +500,50 @@ MUTATIONS = [
         tests="tests/test_request_body.py::test_memory_of_a_body_that_is_read",
     ),
     Mutation(
+        "small messages of the app are not joined",
+        BODY,
+        "if len(ahead) < _MANY or not self._join(message, reader):",
+        "if True:",
+        tests="tests/test_response.py::test_memory_of_a_body_that_is_held",
+    ),
+    Mutation(
+        "messages of the app without content are kept",
+        BODY,
+        """        if not chunk:
+            return True
+        held""",
+        """        held""",
+        tests="tests/test_response.py::test_memory_of_a_body_that_is_held",
+    ),
+    Mutation(
+        "headers that are there once only are forgotten",
+        TRAVEL,
+        "if type(given) is not list and iter(given) is given:",
+        "if False:",
+        tests="tests/test_response.py::test_headers_given_as_an_iterator_are_known_as_the_old_ones",
+    ),
+    Mutation(
+        "headers can be edited after they were sent",
+        RESPONSE,
+        "headers._list = SentHeaders(raw)",
+        "headers._list = raw.copy()",
+        tests="tests/test_response.py::test_edit_after_the_response_was_sent_is_refused",
+    ),
+    Mutation(
+        "a status can be set after it was sent",
+        EXCHANGE,
+        "if response is not None and response.status_code != response._sent_status:",
+        "if False:",
+        tests="tests/test_response.py::test_edit_after_the_response_was_sent_is_refused",
+    ),
+    Mutation(
+        "headers of the function's own are closed for every request",
+        RESPONSE,
+        "if type(headers) is not Headers:",
+        "if not isinstance(headers, MutableHeaders):",
+        tests="tests/test_response.py::test_headers_of_a_function_s_own_may_be_shared",
+    ),
+    Mutation(
         "small messages are not joined",
         BODY,
         "elif len(ahead) >= _MANY and size < _SMALL and",
