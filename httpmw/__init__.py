@@ -2,8 +2,8 @@
 HTTP middleware for ASGI that reads top to bottom.
 """
 
-from ._adapter import Flow, HTTPMiddleware, http_middleware
-from ._chain import Layer
+from ._adapter import Dispatch, Flow, HTTPMiddleware, Predicate, http_middleware
+from ._chain import Layer, Target
 from ._connection import Connection
 from ._errors import (
     BodyTooLarge,
@@ -11,9 +11,10 @@ from ._errors import (
     HTTPMWError,
     MiddlewareError,
     NoResponseError,
+    ResponseTooLarge,
     StackError,
 )
-from ._response import AppResponse
+from ._response import AppResponse, Outcome
 from .stack import MiddlewareStack
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "BodyTooLarge",
     "Connection",
     "DeadlineExceeded",
+    "Dispatch",
     "Flow",
     "HTTPMWError",
     "HTTPMiddleware",
@@ -30,6 +32,10 @@ __all__ = [
     "MiddlewareError",
     "MiddlewareStack",
     "NoResponseError",
+    "Outcome",
+    "Predicate",
+    "ResponseTooLarge",
     "StackError",
+    "Target",
     "http_middleware",
 ]

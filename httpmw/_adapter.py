@@ -29,7 +29,13 @@ The one annotation under which a bare `yield` and `yield response` both type-che
 
 # `Any`: whatever type a function says that the state has.
 Dispatch: TypeAlias = Callable[[Connection[Any]], AsyncGenerator[Any, AppResponse] | None]
+"""
+A middleware function, or a plain function that gives a flow, or None to step aside.
+"""
 Predicate: TypeAlias = Callable[[Connection[Any]], bool]
+"""
+What `when=` takes: whether the layer is there for this request.
+"""
 
 
 class HTTPMiddleware(Adapter):

@@ -6,7 +6,8 @@ Every exception that httpmw raises, and the one place where their messages are w
   + NoResponseError   (RuntimeError)        the inner app returned without a response
   + StackError        (ValueError)          a stack of layers cannot be edited in that way
   + DeadlineExceeded  (TimeoutError)        a time limit that a middleware set was exceeded
-  + BodyTooLarge      (HTTPException, 413)  a body went over the limit that a middleware set
+  + BodyTooLarge      (HTTPException, 413)  a request's body is over the limit of a middleware
+  + ResponseTooLarge                        a response's body is
 
 Mistakes that can be seen when a layer is made are a plain `TypeError`.
 Every message says who did what and where, what was expected, and what to write instead.
@@ -31,6 +32,7 @@ __all__ = [
     "HTTPMWError",
     "MiddlewareError",
     "NoResponseError",
+    "ResponseTooLarge",
     "StackError",
 ]
 
@@ -65,7 +67,7 @@ class StackError(HTTPMWError, ValueError):
 
 class BodyTooLarge(HTTPMWError, HTTPException):
     """
-    A body is larger than the *max_size* that a middleware gave.
+    The body of a request is larger than the *max_size* that a middleware gave.
 
     It is a Starlette `HTTPException` with status 413: where no middleware handles it, it
     becomes the answer (RFC 9110 section 15.5.14).
@@ -77,6 +79,30 @@ class BodyTooLarge(HTTPMWError, HTTPException):
     def __init__(self, max_size: int) -> None:
         HTTPException.__init__(self, 413, f"Body larger than {max_size} bytes")
         self.max_size = max_size
+
+
+class ResponseTooLarge(HTTPMWError):
+    """
+    The body of a response is larger than the *max_size* that a middleware gave.
+
+    It is no `HTTPException`: a 413 is about the content of a request (RFC 9110 section 15.5.14),
+    and the client can do nothing about this one. Unhandled it is an error like any other.
+
+    Attributes:
+        max_size: The limit that was exceeded, in bytes.
+    """
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(max_size)
+        self.max_size = max_size
+
+    def __str__(self) -> str:
+        return (
+            f"the body of the response is larger than the {self.max_size} bytes that "
+            "`response.read(max_size=...)` may take into memory.\n"
+            "Write `except ResponseTooLarge:` around it: a response that is left as it is goes out "
+            "whole."
+        )
 
 
 LimitKind = Literal["start", "idle", "total"]
@@ -142,6 +168,7 @@ for _each in (
     DeadlineExceeded,
     UploadDeadlineExceeded,
     BodyTooLarge,
+    ResponseTooLarge,
 ):
     _each.__module__ = "httpmw"
 

@@ -37,6 +37,9 @@ __all__ = ["AppResponse", "Outcome"]
 R = TypeVar("R", bound=Response)
 
 Outcome = Literal["completed", "disconnected", "incomplete", "failed", "cancelled", "replaced"]
+"""
+How a response ended: see `AppResponse.outcome`.
+"""
 
 # A function that makes a generator, a coroutine or an async generator.
 _SPECIAL: Final = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
@@ -225,7 +228,7 @@ class AppResponse(Response):
 
     # ------------------------------------------------------------------ body
 
-    async def read(self, max_size: int | None = None) -> bytes:
+    async def read(self, *, max_size: int | None = None) -> bytes:
         """
         Read the whole body; it is still sent, in the same chunks, where it is not changed.
 
@@ -239,7 +242,7 @@ class AppResponse(Response):
             The body; afterwards `response.body` gives it as well.
 
         Raises:
-            BodyTooLarge: The body is larger than *max_size*; what was read is still sent if the
+            ResponseTooLarge: The body is larger than *max_size*; what was read is still sent if the
                 response is passed on.
             NoResponseError: The inner app returned in the middle of the body.
             ClientDisconnect: It did so because the client has left.
@@ -248,21 +251,21 @@ class AppResponse(Response):
         """
         if self._bytes is None:
             if max_size is not None and self._declared_length() > max_size:
-                raise _errors.BodyTooLarge(max_size)
+                raise _errors.ResponseTooLarge(max_size)
             size = 0
             read: list[bytes] = []
             async with aclosing(ResponseChunks(self._replaceable())) as chunks:
                 async for chunk in chunks:
                     size += len(chunk)
                     if max_size is not None and size > max_size:
-                        raise _errors.BodyTooLarge(max_size)
+                        raise _errors.ResponseTooLarge(max_size)
                     if chunks.joined:
                         read[-1] = chunks.last
                     else:
                         read.append(chunk)
             self._bytes = b"".join(read)
         elif max_size is not None and len(self._bytes) > max_size:
-            raise _errors.BodyTooLarge(max_size)
+            raise _errors.ResponseTooLarge(max_size)
         return self._bytes
 
     @property

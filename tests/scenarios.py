@@ -25,13 +25,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import (
     AppResponse,
-    BodyTooLarge,
     Connection,
     DeadlineExceeded,
     Flow,
     HTTPMiddleware,
     MiddlewareError,
     NoResponseError,
+    ResponseTooLarge,
 )
 from httpmw.testing import ASGIViolation, World
 from tests.harness import Chunks, PassThrough, body, start
@@ -321,7 +321,7 @@ def reading(plan: Plan, name: str) -> Function:
     limited, ends = plan.chance(0.2), plan.chance(0.3)
     if limited:
         plan.unpredictable()
-        plan.expect.add(BodyTooLarge)
+        plan.expect.add(ResponseTooLarge)
     plan.effect(marking(name))
 
     async def reading(conn: Connection) -> Flow:

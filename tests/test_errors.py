@@ -41,6 +41,7 @@ from httpmw import (
     HTTPMWError,
     MiddlewareError,
     NoResponseError,
+    ResponseTooLarge,
 )
 from httpmw.testing import step
 from tests.harness import Inner, Server, body, explained, plain_inner, request, script, stack, start
@@ -83,6 +84,7 @@ async def misuse(app: ASGIApp, **options: Any) -> tuple[MiddlewareError, Server]
         (NoResponseError, RuntimeError),
         (BodyTooLarge, HTTPMWError),
         (BodyTooLarge, HTTPException),
+        (ResponseTooLarge, HTTPMWError),
         (DeadlineExceeded, HTTPMWError),
         (DeadlineExceeded, TimeoutError),
     ],
@@ -93,7 +95,7 @@ def test_tree(error: type[Exception], base: type[Exception]) -> None:
 
 
 def test_tree_is_whole() -> None:
-    """The package has these six exceptions and no other public one."""
+    """The package has these seven exceptions and no other public one."""
     public = {
         name
         for name in httpmw.__all__
@@ -106,6 +108,7 @@ def test_tree_is_whole() -> None:
         "HTTPMWError",
         "MiddlewareError",
         "NoResponseError",
+        "ResponseTooLarge",
         "StackError",
     }
 
@@ -130,6 +133,16 @@ def test_body_too_large_is_a_413() -> None:
 
     assert error.status_code == 413
     assert "1000" in error.detail
+
+
+def test_response_too_large_is_no_answer() -> None:
+    """`ResponseTooLarge` is the server's own failure, and says the limit and what to write."""
+    error = pickle.loads(pickle.dumps(ResponseTooLarge(1000)))  # noqa: S301
+
+    assert not issubclass(ResponseTooLarge, HTTPException)
+    assert error.max_size == 1000
+    assert "1000 bytes" in str(error)
+    assert "Write `except ResponseTooLarge:`" in str(error)
 
 
 # -- refused when the layer is made ----------------------------------------------------------

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from httpmw import BodyTooLarge, Connection, Flow, HTTPMiddleware, NoResponseError
+from httpmw import Connection, Flow, HTTPMiddleware, NoResponseError, ResponseTooLarge
 from tests.harness import PassThrough, Server, body, request, script, stack, start
 
 Dispatch = Callable[[Connection], Flow]
@@ -367,7 +367,7 @@ def limits(log: Log, name: str) -> Dispatch:
         response = yield
         try:
             await response.read(max_size=6)
-        except BodyTooLarge:
+        except ResponseTooLarge:
             log.append((name, "too large"))
 
     return function

