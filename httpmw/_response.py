@@ -394,6 +394,14 @@ class AppResponse(Response):
         return None if self._progress is None else self._progress.ended_at
 
     @property
+    def duration(self) -> float | None:
+        """
+        How long it took from the response start to its end, in seconds; None before, or without.
+        """
+        started, ended = self.started_at, self.ended_at
+        return None if started is None or ended is None else ended - started
+
+    @property
     def outcome(self) -> Outcome | None:
         """
         How it ended, in a callback of `on_sent` and after `yield response`; None before.

@@ -142,6 +142,23 @@ async def test_before_a_background_task(
     assert [outcome for _, outcome in log.outcomes()] == ["completed"] * 3
 
 
+async def test_duration_is_from_the_start_to_the_end(fused: bool) -> None:
+    """It is there when both are known, and not before."""
+    seen: list[Any] = []
+
+    async def layer(conn: Connection) -> Flow:
+        response = yield
+        seen.append(response.duration)
+        yield response
+        assert response.started_at is not None
+        assert response.ended_at is not None
+        seen.append(response.duration == response.ended_at - response.started_at)
+
+    await request(stack(PlainTextResponse("ab"), quiet, layer, fused=fused))
+
+    assert seen == [None, True]
+
+
 async def test_ended_at_is_the_last_message(spec: str | None, fused: bool) -> None:
     """`ended_at` lies before what the app does after its response, and after its last message."""
     seen: list[AppResponse] = []

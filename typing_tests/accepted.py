@@ -303,6 +303,7 @@ async def response(conn: Connection) -> Flow:
     assert_type(response.bytes_sent, int)
     assert_type(response.started_at, float | None)
     assert_type(response.ended_at, float | None)
+    assert_type(response.duration, float | None)
     assert_type(
         response.outcome,
         Literal["completed", "disconnected", "incomplete", "failed", "cancelled", "replaced"]
