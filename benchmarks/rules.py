@@ -70,7 +70,7 @@ RULES = [
         [
             Edit(
                 TRAVEL,
-                "                        response._received = response.headers._list.copy()\n",
+                "                        response._received = raw.copy()\n",
                 "                        pass\n",
             )
         ],
