@@ -171,7 +171,7 @@ def as_a_stranger(tmp_path: Path, folder: str, mode: int) -> subprocess.Complete
     # From inside: the folders of pytest are shut for others, and so is what is imported late (from
     # Python 3.15 on by difflib too, which has lazy imports).
     command = (
-        "import sys, os, difflib, libcst, httpmw.migrate._run, httpmw.cli\n"
+        "import sys, os, difflib, libcst, httpmw.migrate._run, httpmw.show._commands, httpmw.cli\n"
         "list(difflib.unified_diff(['a'], ['b']))\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "os.geteuid() or os.setresuid(65534, 65534, 65534)\n"
