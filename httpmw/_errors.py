@@ -1012,10 +1012,10 @@ def no_answer(app: object) -> NoResponseError:
     )
 
 
-def status_of_acceptance(status: int) -> MiddlewareError:
+def status_of_acceptance(flow: object, status: int) -> MiddlewareError:
     return MiddlewareError(
-        f"a middleware function set the status of an accepted WebSocket handshake to {status}: "
-        "an acceptance has status 101 (RFC 6455 section 4.2.2).\n"
+        f"{_kind(flow)} function {place(flow)} set the status of an accepted WebSocket handshake "
+        f"to {status}: an acceptance has status 101 (RFC 6455 section 4.2.2).\n"
         f"To refuse the handshake write `yield Response(status_code={status})`."
     )
 

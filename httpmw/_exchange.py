@@ -162,7 +162,7 @@ class Adapter:
             exchange.server_send = send
         elif scope["type"] == "websocket" and handshakes is not None:
             functions = handshakes.functions
-            exchange = handshakes.begin(scope, receive, send)
+            exchange = handshakes.begin(receive, send)
         else:
             await app(scope, receive, send)
             return
@@ -213,7 +213,8 @@ class Adapter:
                     if flow is None:  # it is not there, whatever it did before
                         if not exchange.plain:
                             exchange.around = None
-                            exchange.server_receive = receive
+                            if type(exchange) is Exchange:  # a handshake has no body to limit
+                                exchange.server_receive = receive
                             incoming = exchange.incoming = incoming or exchange._outermost
                         continue
                     if type(flow) is AsyncGeneratorType:

@@ -3,12 +3,12 @@
 #
 # Words: the *acceptance* is the inner app's `websocket.accept`, a *refusal* whatever else answers.
 #
-#               websocket.*             http.*                    websocket.*
-#     server ───────────────── Edge ─────────────── Handshake ─────────────────── inner app
+#               websocket.*                  http.*                websocket.*
+#     server ───────────────── Edge, which is a part of Handshake ──────────────── inner app
 #
 # Rule 1: a handshake is an `Exchange` like any other. What is said of flows, of discarded apps and
 # of failures holds in it, because it is the same code; here is only what is translated. To the
-# inner app the handshake translates itself, to the server an `Edge` does.
+# inner app the handshake translates itself, to the server its `Edge` does.
 # Rule 2: what no layer has touched leaves as it came: a translated message has its original with
 # it, under the key `ORIGIN`.
 # Rule 3: only the inner app accepts. A status that says otherwise is an error, and the handshake
@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Final
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from starlette.requests import ClientDisconnect
@@ -37,7 +38,10 @@ from ._errors import NoResponseError
 from ._exchange import LAYOUT, Adapter, AnyFlow, Exchange, Functions
 from ._layout import lay_out
 from ._response import ORIGIN, AppResponse, Outcome
-from ._travel import DISCARDED, PASSING, TRAVELLING, WAITING, Discarded
+from ._travel import DISCARDED, PASSING, TRAVELLING, WAITING, Discarded, Outbound
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _ACCEPT: Final = "websocket.accept"
 _CLOSE: Final = "websocket.close"
@@ -64,21 +68,17 @@ class Handshakes:
     def first(self) -> Handshakes:
         return Handshakes(self.functions[:1])
 
-    def begin(self, scope: Scope, receive: Receive, send: Send) -> Handshake:
+    def begin(self, receive: Receive, send: Send) -> Handshake:
         """
         Make the exchange for one handshake, with what it receives from and sends to.
         """
+        if type(send) is MethodType:
+            outer = send.__self__
+            if outer is getattr(receive, "__self__", None) and isinstance(outer, Handshake):
+                return InnerHandshake.between(outer.ask, outer.tell)
         exchange = Handshake()
-        outer = getattr(send, "__self__", None)
-        ours = type(outer) is Handshake and outer is getattr(receive, "__self__", None)
-        if outer is not None and ours:
-            exchange.server_receive = outer.ask
-            exchange.server_send = outer.tell
-            exchange._edge = None
-        else:
-            exchange._edge = edge = Edge.between(scope, receive, send)
-            exchange.server_receive = edge.receive
-            exchange.server_send = edge.send
+        exchange.websocket_receive = receive
+        exchange.websocket_send = send
         exchange._straight_send = exchange._straight_receive = None
         return exchange
 
@@ -88,26 +88,19 @@ class Edge:
     Between an exchange and a server: HTTP on one side, WebSocket on the other.
     """
 
-    __slots__ = ("__dict__", "scope", "server_receive", "server_send")
+    __slots__ = ("__dict__",)
 
-    scope: Scope
-    server_receive: Receive
-    server_send: Send
+    # What the server gave.
+    websocket_scope: Scope
+    websocket_receive: Receive
+    websocket_send: Send
     # The start of a close that nobody has touched so far.
     _held: Message | None = None
     # Whether the body of a refusal goes out.
     _is_open = False
 
-    @classmethod
-    def between(cls, scope: Scope, receive: Receive, send: Send) -> Edge:
-        self = cls()  # an `__init__` would cost as much again
-        self.scope = scope
-        self.server_receive = receive
-        self.server_send = send
-        return self
-
-    async def receive(self) -> Message:
-        message = await self.server_receive()
+    async def server_receive(self) -> Message:
+        message = await self.websocket_receive()
         kind = message["type"]
         if kind == "websocket.connect":
             return {"type": "http.request", "body": b"", "more_body": False, ORIGIN: message}
@@ -115,25 +108,23 @@ class Edge:
             return {"type": "http.disconnect", ORIGIN: message}
         return message
 
-    def send(self, message: Message) -> Awaitable[None]:
+    def server_send(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
         if kind == _START:
             origin = message.get(ORIGIN)
-            if origin is None or origin["type"] != _ACCEPT:
+            if origin is None or message["status"] != ACCEPTED:  # rule 3
                 return self._refuse(message, origin)
-            if message["status"] != ACCEPTED:
-                raise _errors.status_of_acceptance(message["status"])
             if "headers" in message:
                 origin = {**origin, "headers": message["headers"]}
-            return self.server_send(origin)
+            return self.websocket_send(origin)
         if kind == _BODY:
             return self._send_body(message)
-        return self.server_send(message)
+        return self.websocket_send(message)
 
     async def _refuse(self, start: Message, origin: Message | None) -> None:
         close = origin if origin is not None and origin["type"] == _CLOSE else None
         if not self._denies():
-            await self.server_send(close or {"type": _CLOSE, "code": 1000, "reason": ""})
+            await self.websocket_send(close or {"type": _CLOSE, "code": 1000, "reason": ""})
         elif close is not None and start["status"] == _REFUSED and not start.get("headers"):
             self._held = start  # a layer may have given it a body
         else:
@@ -143,45 +134,61 @@ class Edge:
         """
         Whether a whole response is taken as a refusal; an exchange of ours takes it always.
         """
-        behind = getattr(inspect.unwrap(self.server_send), "__self__", None)
-        return isinstance(behind, Handshake) or _DENIAL in (self.scope.get("extensions") or ())
+        behind = getattr(inspect.unwrap(self.websocket_send), "__self__", None)
+        extensions = self.websocket_scope.get("extensions") or ()
+        return isinstance(behind, Handshake) or _DENIAL in extensions
 
     async def _deny(self, start: Message) -> None:
         self._is_open = True
         denial = {**start, "type": f"{_DENIAL}.start"}
         denial.pop(ORIGIN, None)
-        await self.server_send(denial)
+        await self.websocket_send(denial)
 
     async def _send_body(self, message: Message) -> None:
         start, self._held = self._held, None
         if start is not None:
             if not message.get("body") and not message.get("more_body"):
-                await self.server_send(start[ORIGIN])
+                await self.websocket_send(start[ORIGIN])
                 return
             await self._deny(start)
         if self._is_open:
-            await self.server_send({**message, "type": f"{_DENIAL}.body"})
+            await self.websocket_send({**message, "type": f"{_DENIAL}.body"})
 
 
-class Handshake(Exchange):
+class EdgeOf(Edge):
+    # Of nothing but what flows want around the app; see `Handshake.surround`.
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.websocket_scope = scope
+        self.websocket_receive = receive
+        self.websocket_send = send
+
+
+class Handshake(Edge, Exchange):
     """
-    One WebSocket handshake in one adapter.
+    One WebSocket handshake in one adapter; of several, in the outermost.
+
+    It is its own edge: an object beside it would cost each handshake a tenth.
     """
 
-    __slots__ = ("_edge", "_straight_receive", "_straight_send")
+    __slots__ = ("_straight_receive", "_straight_send", "websocket_receive", "websocket_send")
 
-    # What is between this and the server; None where that is another exchange of ours.
-    _edge: Edge | None
     # The server's own, once the inner app may have them.
     _straight_receive: Receive | None
     _straight_send: Send | None
 
+    # Whether there is nothing of ours further out.
+    is_outermost = True
     # Whether a layer further in, or the inner app, has asked for a message.
     _asked = False
     # Those that wait for a message before there is an answer.
     _listeners: tuple[anyio.CancelScope, ...] = ()
 
     # ------------------------------------------------------------------ what is different
+
+    @property
+    def websocket_scope(self) -> Scope:  # type: ignore[override]
+        return self.scope_given_to(0)
 
     def as_http(self, scope: Scope) -> Scope:
         http = {"http_version": "1.1", **scope, "type": "http", "method": "GET"}
@@ -203,10 +210,8 @@ class Handshake(Exchange):
     def surround(self, app: ASGIApp, around: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
         # What flows want around the app speaks HTTP, to both sides.
         async def in_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-            inner = Handshake()
+            inner = InnerHandshake.between(receive, send)
             inner.app, inner.scope = app, scope
-            inner.server_receive, inner.server_send = receive, send
-            inner._edge = inner._straight_send = inner._straight_receive = None
             inner.task, inner.loop, inner.states = self.task, self.loop, self.states
             inner.plain, inner.state, inner.waiting = True, WAITING, []
             await app(scope, inner.receive, inner.send)
@@ -214,8 +219,8 @@ class Handshake(Exchange):
         surrounded = around(in_websocket)
 
         async def in_http(scope: Scope, receive: Receive, send: Send) -> None:
-            edge = Edge.between(scope, receive, send)
-            await surrounded(scope, edge.receive, edge.send)
+            edge = EdgeOf(scope, receive, send)
+            await surrounded(scope, edge.server_receive, edge.server_send)
 
         return in_http
 
@@ -230,9 +235,11 @@ class Handshake(Exchange):
         return self._body
 
     def _silence(self, flow: AnyFlow, response: AppResponse) -> _errors.MiddlewareError | None:
-        # What follows an acceptance is no body.
-        if self.answered == _ACCEPT and response.status_code == ACCEPTED:
+        status = response.status_code
+        if status == ACCEPTED and self.answered == _ACCEPT:  # what follows is no body
             return None
+        if response.is_acceptance:
+            return _errors.status_of_acceptance(flow, status)
         return super()._silence(flow, response)
 
     def _send_no_bytes(self) -> None:
@@ -271,28 +278,36 @@ class Handshake(Exchange):
         error = await super()._no_response()
         return _errors.no_answer(self.source) if isinstance(error, NoResponseError) else error
 
+    def _further_out(self) -> Outbound | None:
+        receive = self.websocket_receive if self.is_outermost else self.server_receive
+        outbound = getattr(receive, "__self__", None)
+        return outbound if isinstance(outbound, Outbound) else None
+
     # ------------------------------------------------------------------ the inner app's side
 
     def send(self, message: Message) -> Awaitable[None]:
         straight = self._straight_send
         if straight is not None:
             return straight(message)
-        if message["type"] == _ACCEPT and not self.answered:
+        if message["type"] == _ACCEPT and self.state is WAITING:
             self.answered = _ACCEPT
-            start = {"type": _START, "status": ACCEPTED, ORIGIN: message}
-            if "headers" in message:
-                start["headers"] = message["headers"]
-            return self._start(start)
+            try:
+                headers = message["headers"]
+            except KeyError:
+                return self._start({"type": _START, "status": ACCEPTED, ORIGIN: message})
+            return self._start(
+                {"type": _START, "status": ACCEPTED, "headers": headers, ORIGIN: message}
+            )
         return self._translate(message)
 
     def receive(self) -> Awaitable[Message]:  # type: ignore[override]  # pyrefly: ignore[bad-override]
         straight = self._straight_receive
         if straight is not None:
             return straight()
-        if not self._asked and self.incoming is None and self._edge is not None:
+        if not self._asked and self.incoming is None and self.is_outermost:
             # The connect, which is there: nobody waits for it.
             self._asked = True
-            return self._edge.server_receive()
+            return self.websocket_receive()
         return self.receive() if self._straighten() else self._translated()
 
     def _translate(self, message: Message) -> Awaitable[None]:
@@ -332,23 +347,24 @@ class Handshake(Exchange):
         """
         Let the inner app have what is the server's, if it may.
         """
-        edge = self._outermost_edge() if self.answered == _ACCEPT else None
-        if edge is None:
+        outermost = self._outermost_of_all() if self.answered == _ACCEPT else None
+        if outermost is None:
             return False
-        self._straight_receive, self._straight_send = edge.server_receive, edge.server_send
+        self._straight_receive = outermost.websocket_receive
+        self._straight_send = outermost.websocket_send
         return True
 
-    def _outermost_edge(self) -> Edge | None:
+    def _outermost_of_all(self) -> Handshake | None:
         """
-        Give what is between the outermost exchange and the server, where nobody sees what passes.
+        Give the outermost exchange, where nobody sees what passes.
         """
         # Something may have been read ahead.
         if self.state is not PASSING or self.incoming is not None:
             return None
-        if self._edge is not None:
-            return self._edge
+        if self.is_outermost:
+            return self
         outer = getattr(self.server_send, "__self__", None)
-        return outer._outermost_edge() if isinstance(outer, Handshake) else None
+        return outer._outermost_of_all() if isinstance(outer, Handshake) else None
 
     # ------------------------------------------------------------------ the same in HTTP
 
@@ -413,7 +429,24 @@ class Handshake(Exchange):
         await super()._drop(message)
 
 
-lay_out(Handshake(), *LAYOUT, "_asked", "answered")
+class InnerHandshake(Handshake):
+    # In an adapter that has another one of ours, and nothing else, around it (rule 5).
+
+    __slots__ = ("server_receive", "server_send")
+    is_outermost = False
+
+    @classmethod
+    def between(cls, receive: Receive, send: Send) -> Self:
+        self = cls()
+        as_slots: Any = self  # further out they are methods
+        as_slots.server_receive = receive
+        as_slots.server_send = send
+        self._straight_send = self._straight_receive = None
+        return self
+
+
+for each in (Handshake, InnerHandshake):
+    lay_out(each(), *LAYOUT, "_asked", "answered")
 
 
 class DiscardedSocket(Discarded):

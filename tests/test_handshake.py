@@ -667,14 +667,55 @@ async def test_only_the_app_accepts(served: Served, layered: Layered) -> None:
 
 
 async def test_an_acceptance_is_not_refused_by_its_status(served: Served, layered: Layered) -> None:
-    """Another status on an acceptance is an error that tells how to refuse."""
+    """Another status on an acceptance is an error that tells who set it and how to refuse."""
 
     async def mw(conn: Connection) -> Flow:
         response = yield
         response.status_code = 403
 
-    with pytest.raises(MiddlewareError, match=r"yield Response\(status_code=403\)"):
-        await served(layered, Echo(), passing, mw)
+    with pytest.raises(MiddlewareError, match=r"yield Response\(status_code=403\)") as raised:
+        await served(layered, Echo(), passing, mw, marking("a"))
+    line = mw.__code__.co_firstlineno
+    assert f"mw' ({__file__}:{line})" in str(raised.value)
+
+
+async def test_a_layer_that_steps_aside_takes_its_time_limit_with_it(
+    served: Served, layered: Layered
+) -> None:
+    """Who waits for the end still sees the messages of the server."""
+    ends: list[Any] = []
+
+    def layers(app: ASGIApp, *functions: Function) -> ASGIApp:
+        def limit(conn: Connection) -> bool:
+            conn.fail_after(30)
+            return False
+
+        aside = HTTPMiddleware(app, dispatch=passing, when=limit, websocket=True)
+        return layered(aside, *functions)
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        yield response
+        ends.append((response.outcome, response.close_code))
+
+    await served(layers, Echo(), mw)
+    assert ends == [("completed", 1000)]
+
+
+async def test_a_denial_of_the_apps_with_status_101_is_the_apps_own(
+    served: Served, layered: Layered
+) -> None:
+    """Only a function is told that 101 is no status of a refusal."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 101, "headers": []})
+
+    server = await served(layered, app, passing)
+    assert [message["type"] for message in server.sent] in (
+        ["websocket.http.response.start"],
+        ["websocket.close"],
+    )
 
 
 # Refusals.

@@ -980,8 +980,8 @@ MUTATIONS = [
     Mutation(
         "an acceptance goes out with any status",
         HANDSHAKE,
-        'if message["status"] != ACCEPTED:',
-        "if False:",
+        "        if response.is_acceptance:\n            return _errors",
+        "        if False:\n            return _errors",
         tests="tests/test_handshake.py::test_an_acceptance_is_not_refused_by_its_status",
     ),
     Mutation(
@@ -1022,8 +1022,8 @@ MUTATIONS = [
     Mutation(
         "messages do not go straight",
         HANDSHAKE,
-        "edge = self._outermost_edge() if self.answered == _ACCEPT else None",
-        "edge = None",
+        "outermost = self._outermost_of_all() if self.answered == _ACCEPT else None",
+        "outermost = None",
         tests="tests/test_handshake.py::test_after_the_acceptance_the_app_has_what_is_the_servers",
     ),
     Mutation(
@@ -1043,15 +1043,15 @@ MUTATIONS = [
     Mutation(
         "messages go straight past an outer layer",
         HANDSHAKE,
-        "        return outer._outermost_edge()",
-        "        return outer._edge",
+        "        return outer._outermost_of_all()",
+        "        return outer",
         tests="tests/test_handshake.py::test_layers_inside_of_one_that_counts",
     ),
     Mutation(
         "the connect is not looked for in what was read ahead",
         HANDSHAKE,
-        "        if not self._asked and self.incoming is None and self._edge is not None:",
-        "        if not self._asked and self._edge is not None:",
+        "        if not self._asked and self.incoming is None and self.is_outermost:",
+        "        if not self._asked and self.is_outermost:",
         tests="tests/test_handshake.py::test_is_disconnected_before_the_answer",
     ),
     Mutation(
