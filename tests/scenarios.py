@@ -1146,6 +1146,11 @@ async def twins(world: World) -> None:
         log = plan.log
         if DISCARDING & set(plan.names):
             log = [line for line in log if OUTCOME not in line]
+        elif fault is not None and fault.kind == "disconnect":
+            # A nested layer further in asks those further out whether the client is still there,
+            # and they tell their observers before it has its answer.
+            told = sorted(line for line in log if " told, " in line)
+            log = [line for line in log if " told, " not in line] + told
         seen.append((twin.server.sent, type(twin.raised), log))
         names = plan.names
         twin._forget()
