@@ -214,7 +214,7 @@ def _caller() -> str:
 
 
 # `conn.form()` comes here by way of Starlette; and a task of its own has nobody further out.
-_WITHIN = (__package__, "starlette")
+_WITHIN = (__package__, f"{__package__}.middleware", "starlette")
 _LOOPS = ("asyncio", "trio", "anyio")
 
 
@@ -357,6 +357,22 @@ def bad_result(option: str, function: object, value: object, expected: str) -> T
     return TypeError(
         f"`{option}`, {place(function)}, gave {value!r}, a {type(value).__name__}.\n"
         f"Return {expected}."
+    )
+
+
+def untrusted_origins(layer: type, origins: list[str]) -> str:
+    return (
+        f"CORSMiddleware lets pages of {', '.join(origins)} ask, and {layer.__name__} refuses all "
+        "of their requests that change something.\n"
+        f"Write `trusted_origins={origins!r}` where they may, or leave them out of `allow_origins`."
+    )
+
+
+def late_nonce() -> MiddlewareError:
+    return MiddlewareError(
+        f"{_caller()} asked for `csp_nonce` when its response was on its way already, and that has "
+        "got none: it is no HTML page.\n"
+        "Ask before the response starts: `nonce = str(request.state.csp_nonce)`."
     )
 
 

@@ -17,15 +17,22 @@ from starlette.responses import PlainTextResponse
 from httpmw import MiddlewareStack
 from httpmw._exchange import runs_as_adapter
 from httpmw.middleware import (
+    CORS_ALLOW,
+    CORS_EXPOSE,
     AccessLogMiddleware,
+    CompressionMiddleware,
+    CrossOriginProtectionMiddleware,
+    ETagMiddleware,
     OrderWarning,
     ProblemDetailsMiddleware,
     RequestIDMiddleware,
+    SecurityHeadersMiddleware,
     ServerTimingMiddleware,
+    TimeoutMiddleware,
     _order,
     recommended,
 )
-from tests.harness import request
+from tests.harness import PassThrough, request
 
 ok = PlainTextResponse("ok")
 CORS: dict[str, Any] = {"allow_origins": ["https://x.example"]}
@@ -52,8 +59,13 @@ def test_the_order() -> None:
         access_log={"format": "json"},
         prometheus=True,
         server_timing={"enabled": True},
+        security_headers={"preset": "api"},
         cors=CORS,
         problem_details=True,
+        cross_origin={"trusted_origins": CORS["allow_origins"]},
+        timeout={"start": 5},
+        compression=True,
+        etag=True,
     )
 
     assert names(layers) == [
@@ -61,20 +73,32 @@ def test_the_order() -> None:
         "AccessLogMiddleware",
         "PrometheusMiddleware",
         "ServerTimingMiddleware",
+        "SecurityHeadersMiddleware",
         "CORSMiddleware",
         "ProblemDetailsMiddleware",
+        "CrossOriginProtectionMiddleware",
+        "TimeoutMiddleware",
+        "CompressionMiddleware",
+        "ETagMiddleware",
     ]
+    Starlette(middleware=layers).build_middleware_stack()
+    MiddlewareStack(ok, layers)
     assert layers[1].kwargs == {"format": "json"}
 
 
 async def test_what_is_not_asked_for_is_left_out() -> None:
-    """By default there are an id, a line and problem details; each can be left out."""
+    """What asks for no decision is there by default; each can be left out."""
     assert names(recommended()) == [
         "RequestIDMiddleware",
         "AccessLogMiddleware",
+        "SecurityHeadersMiddleware",
         "ProblemDetailsMiddleware",
+        "CompressionMiddleware",
+        "ETagMiddleware",
     ]
-    assert recommended(request_id=False, access_log=None, problem_details=False) == []
+    defaults = ("request_id", "access_log", "security_headers", "problem_details")
+    left_out: Any = dict.fromkeys((*defaults, "compression", "etag"), False)
+    assert recommended(**left_out) == []
 
     app = FastAPI(middleware=recommended())
     server = await request(app, path="/nowhere")
@@ -91,7 +115,7 @@ async def test_the_first_ones_fuse() -> None:
     first = app.middleware_stack.app  # type: ignore[union-attr]
     assert runs_as_adapter(first)
     functions, inner, _ = first._httpmw
-    assert len(functions) == 4
+    assert len(functions) == 7
     assert not runs_as_adapter(inner)
 
 
@@ -107,13 +131,18 @@ WRONG = [
     (ProblemDetailsMiddleware, AccessLogMiddleware, "as one without a response"),
     (ProblemDetailsMiddleware, CORSMiddleware, "no CORS headers"),
     (AccessLogMiddleware, AccessLogMiddleware, "two lines"),
+    (CrossOriginProtectionMiddleware, CORSMiddleware, "no CORS headers"),
+    (TimeoutMiddleware, CORSMiddleware, "no CORS headers"),
+    (ETagMiddleware, CORSMiddleware, "no CORS headers"),
+    (CompressionMiddleware, CompressionMiddleware, "coded once"),
+    (SecurityHeadersMiddleware, SecurityHeadersMiddleware, "never seen"),
 ]
 
 
 @pytest.mark.parametrize(("outer", "inner", "words"), WRONG)
 def test_a_wrong_order_is_warned_about_once(outer: Any, inner: Any, words: str) -> None:
     """Where the application builds its layers, with the reason, and not again."""
-    layers = [Middleware(outer), Middleware(GZipMiddleware), Middleware(inner)]
+    layers = [Middleware(outer), Middleware(PassThrough), Middleware(inner)]
     app = Starlette(middleware=layers)
     with pytest.warns(OrderWarning, match=words) as caught:
         app.build_middleware_stack()
@@ -128,7 +157,7 @@ def test_a_wrong_order_is_warned_about_once(outer: Any, inner: Any, words: str) 
 @pytest.mark.parametrize(("outer", "inner", "words"), WRONG)
 def test_in_a_stack(outer: Any, inner: Any, words: str) -> None:
     """An edit of a stack that makes a wrong order is warned about."""
-    stack = MiddlewareStack(ok, [Middleware(GZipMiddleware), Middleware(inner)])
+    stack = MiddlewareStack(ok, [Middleware(PassThrough), Middleware(inner)])
     with pytest.warns(OrderWarning, match=words):
         stack.add(Middleware(outer))
 
@@ -145,3 +174,34 @@ def test_an_order_that_does_no_harm() -> None:
         ):
             Starlette(middleware=layers).build_middleware_stack()
             MiddlewareStack(ok, layers)
+
+
+@pytest.mark.parametrize("compressor", [GZipMiddleware, CompressionMiddleware])
+def test_a_tag_outside_of_compression_is_warned_about(compressor: Any) -> None:
+    """Of ours and of Starlette's: the tag would be that of coded bytes."""
+    layers = [Middleware(ETagMiddleware), Middleware(compressor)]
+    with pytest.warns(OrderWarning, match="the tag is that of the coded bytes"):
+        Starlette(middleware=layers).build_middleware_stack()
+
+
+def test_two_compressors_are_warned_about() -> None:
+    """Whoever has made them."""
+    with pytest.warns(OrderWarning, match="coded once"):
+        CompressionMiddleware(GZipMiddleware(ok))
+
+
+async def test_lists_for_cors() -> None:
+    """A page of another origin may send and read what these layers take and give."""
+    options = {"allow_headers": CORS_ALLOW, "expose_headers": CORS_EXPOSE}
+    app = CORSMiddleware(ok, allow_origins=["https://x.example"], allow_methods=["*"], **options)
+    asked = ", ".join(name.lower() for name in CORS_ALLOW)
+    told = [
+        ("origin", "https://x.example"),
+        ("access-control-request-method", "PUT"),
+        ("access-control-request-headers", asked),
+    ]
+    allowed = await request(app, method="OPTIONS", headers=told)
+    read = await request(app, headers=told[:1])
+
+    assert allowed.status == 200
+    assert {*read.headers["access-control-expose-headers"].split(", ")} == {*CORS_EXPOSE}

@@ -13,13 +13,20 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket
 
 from httpmw import Connection, MiddlewareStack
 from httpmw.middleware import (
+    CORS_ALLOW,
+    CORS_EXPOSE,
     REDACTED_KEYS,
     AccessLogMiddleware,
     AccessRecord,
+    CompressionMiddleware,
+    CrossOriginProtectionMiddleware,
+    CSPNonce,
+    ETagMiddleware,
     InspectorMiddleware,
     OpenTelemetryMetricsMiddleware,
     Problem,
@@ -27,8 +34,10 @@ from httpmw.middleware import (
     PrometheusMiddleware,
     RequestIDFilter,
     RequestIDMiddleware,
+    SecurityHeadersMiddleware,
     ServerTiming,
     ServerTimingMiddleware,
+    TimeoutMiddleware,
     add_request_id,
     metrics_endpoint,
     problem_responses,
@@ -115,6 +124,48 @@ def measures(request: Request) -> None:
         timing(request).add("cache", 0.1)
 
 
+app.add_middleware(
+    SecurityHeadersMiddleware,
+    preset="strict",
+    csp={"img-src": ["'self'", "data:"], "sandbox": True, "object-src": False},
+    csp_nonce=["script-src"],
+    permissions_policy={"camera": "(self)", "usb": False},
+    hsts=False,
+    docs=["/v1/docs"],
+)
+SecurityHeadersMiddleware(app, csp="default-src 'self'", coep="require-corp", preset=None)
+SecurityHeadersMiddleware(app, preset="best")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+SecurityHeadersMiddleware(app, hsts=True)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+assert_type(CSPNonce().is_used, bool)
+
+
+def refused(conn: Connection, problem: Problem) -> PlainTextResponse:
+    return PlainTextResponse(problem.code, problem.status)
+
+
+app.add_middleware(
+    CrossOriginProtectionMiddleware,
+    trusted_origins=["https://a.example"],
+    response=refused,
+    drain={"max_size": 1_000_000, "seconds": 0.5},
+    when=lambda conn: "cookie" in conn.headers,
+)
+CrossOriginProtectionMiddleware(app, drain=False, require_origin=True)
+CrossOriginProtectionMiddleware(app, drain=3)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+
+
+async def current(conn: Connection) -> str | None:
+    return '"v1"'
+
+
+app.add_middleware(ETagMiddleware, weak=False, hash=lambda body: str(len(body)))
+ETagMiddleware(app, current=current, require_condition=True, cache_control="no-cache")
+ETagMiddleware(app, current=lambda conn: "v1")  # type: ignore[arg-type,return-value]  # pyrefly: ignore[bad-argument-type]
+app.add_middleware(CompressionMiddleware, codings=["br", "gzip"], flush="always", etag="weaken")
+CompressionMiddleware(app, flush=True)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+app.add_middleware(TimeoutMiddleware, start=None, idle=1, total=2.5, upload_idle=3, status=503)
+TimeoutMiddleware(app, event_stream="retry", response=refused)
+recommended(cors={"allow_headers": CORS_ALLOW, "expose_headers": CORS_EXPOSE}, timeout={"start": 5})
 FastAPI(middleware=recommended(access_log={"format": "json"}, request_id=False, cors={}))
 MiddlewareStack(app, recommended())
 recommended(access_log="json")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]

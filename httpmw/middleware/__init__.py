@@ -16,20 +16,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
+    from ._compression import CompressionMiddleware
+    from ._cross_origin import CrossOriginProtectionMiddleware
+    from ._etag import ETagMiddleware
     from ._ids import request_id, trace_id
     from ._inspector import InspectorMiddleware
     from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
-    from ._order import OrderWarning, recommended
+    from ._order import CORS_ALLOW, CORS_EXPOSE, OrderWarning, recommended
     from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
     from ._prometheus import PrometheusMiddleware, metrics_endpoint
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
     from ._route import route_template
+    from ._security_headers import CSPNonce, SecurityHeadersMiddleware
     from ._server_timing import ServerTiming, ServerTimingMiddleware, timing
+    from ._timeout import TimeoutMiddleware
 
 __all__ = [
+    "CORS_ALLOW",
+    "CORS_EXPOSE",
     "REDACTED_KEYS",
     "AccessLogMiddleware",
     "AccessRecord",
+    "CSPNonce",
+    "CompressionMiddleware",
+    "CrossOriginProtectionMiddleware",
+    "ETagMiddleware",
     "InspectorMiddleware",
     "OpenTelemetryMetricsMiddleware",
     "OrderWarning",
@@ -38,8 +49,10 @@ __all__ = [
     "PrometheusMiddleware",
     "RequestIDFilter",
     "RequestIDMiddleware",
+    "SecurityHeadersMiddleware",
     "ServerTiming",
     "ServerTimingMiddleware",
+    "TimeoutMiddleware",
     "add_request_id",
     "metrics_endpoint",
     "problem_responses",
@@ -53,6 +66,12 @@ __all__ = [
 _MODULES: Final = {
     "AccessLogMiddleware": "_access_log",
     "AccessRecord": "_access_log",
+    "CORS_ALLOW": "_order",
+    "CORS_EXPOSE": "_order",
+    "CSPNonce": "_security_headers",
+    "CompressionMiddleware": "_compression",
+    "CrossOriginProtectionMiddleware": "_cross_origin",
+    "ETagMiddleware": "_etag",
     "InspectorMiddleware": "_inspector",
     "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
     "OrderWarning": "_order",
@@ -62,8 +81,10 @@ _MODULES: Final = {
     "REDACTED_KEYS": "_access_log",
     "RequestIDFilter": "_request_id",
     "RequestIDMiddleware": "_request_id",
+    "SecurityHeadersMiddleware": "_security_headers",
     "ServerTiming": "_server_timing",
     "ServerTimingMiddleware": "_server_timing",
+    "TimeoutMiddleware": "_timeout",
     "add_request_id": "_request_id",
     "metrics_endpoint": "_prometheus",
     "problem_responses": "_problem_details",

@@ -26,7 +26,7 @@ class OrderWarning(UserWarning):
 
 
 # What must not stand outside of what, and why. The names are those of `kind`.
-_HARM: Final = {
+_HARM: Final[dict[tuple[str, str], str]] = {
     ("problem_details", "access_log"): (
         "an exception that is answered there is logged as one without a response"
     ),
@@ -38,8 +38,38 @@ _HARM: Final = {
     ),
     ("access_log", "access_log"): "each request has two lines",
     ("metrics", "metrics"): "each request is counted two times",
+    ("etag", "compression"): (
+        "the tag is that of the coded bytes, and the same for clients that get them uncoded"
+    ),
+    ("compression", "compression"): "each response is looked at two times, and coded once",
+    ("security_headers", "security_headers"): "what the outer one says is never seen",
+    **{
+        (kind, "cors"): "what it refuses has no CORS headers, so a browser hides it from the page"
+        for kind in ("cross_origin", "timeout", "etag")
+    },
 }
+# What codes responses as well, but is not ours.
+_COMPRESSORS: Final = frozenset(
+    (
+        ("starlette.middleware.gzip", "GZipMiddleware"),
+        ("brotli_asgi", "BrotliMiddleware"),
+        ("starlette_compress", "CompressMiddleware"),
+    )
+)
 _CORS: Final = ("starlette.middleware.cors", "CORSMiddleware")
+
+CORS_ALLOW: Final = ("Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID", "traceparent")
+"""
+What pages of other origins may send for these layers: for `allow_headers=` of `CORSMiddleware`.
+"""
+
+CORS_EXPOSE: Final = (
+    *("ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy"),
+    *("Retry-After", "Server-Timing", "X-Request-ID"),
+)
+"""
+What they may read of what these layers answer: for its `expose_headers=`.
+"""
 
 # What was said already: applications build their layers again.
 _said: Final[set[tuple[str, str]]] = set()
@@ -69,12 +99,15 @@ _chain.watchers.append(check)
 
 def _say(outer: object, kind: str | None, inner: object) -> None:
     inner_kind = _kind(inner)
-    if kind is None or inner_kind is None or (kind, inner_kind) not in _HARM:
+    if kind is None or inner_kind is None:
         return
-    if kind == inner_kind and type(outer) is not type(inner):
+    if kind == "cors" and inner_kind == "cross_origin":
+        _say_untrusted(getattr(outer, "allow_origins", ()), inner)
+        return
+    if (kind, inner_kind) not in _HARM or (kind, inner_kind) in _said:
+        return
+    if kind == inner_kind == "metrics" and type(outer) is not type(inner):
         return  # for Prometheus and for OpenTelemetry
-    if (kind, inner_kind) in _said:
-        return
     _said.add((kind, inner_kind))
     warnings.warn(
         _errors.wrong_order(type(outer), type(inner), _HARM[kind, inner_kind]),
@@ -83,10 +116,24 @@ def _say(outer: object, kind: str | None, inner: object) -> None:
     )
 
 
+def _say_untrusted(origins: Iterable[str], layer: Any) -> None:
+    """
+    Say of which origins CORS lets pages read what they are then not let do.
+    """
+    trusted = getattr(layer, "_trusted", ())
+    left = [each for each in origins if each != "*" and each.encode() not in trusted]
+    if left and ("cors", "cross_origin") not in _said:
+        _said.add(("cors", "cross_origin"))
+        warnings.warn(_errors.untrusted_origins(type(layer), left), OrderWarning, stacklevel=5)
+
+
 def _kind(layer: object) -> str | None:
     cls = type(layer)
-    if (cls.__module__, cls.__qualname__) == _CORS:
+    name = cls.__module__, cls.__qualname__
+    if name == _CORS:
         return "cors"
+    if name in _COMPRESSORS:
+        return "compression"
     kind = getattr(cls, "kind", None)
     return kind if isinstance(kind, str) else None
 
@@ -107,8 +154,13 @@ def recommended(
     prometheus: Options = None,
     opentelemetry_metrics: Options = None,
     server_timing: Options = None,
+    security_headers: Options = True,
     cors: Mapping[str, Any] | None = None,
     problem_details: Options = True,
+    cross_origin: Options = None,
+    timeout: Options = None,
+    compression: Options = True,
+    etag: Options = True,
 ) -> list[Middleware]:
     """
     Give the layers in the order in which they belong, the outermost first.
@@ -124,8 +176,13 @@ def recommended(
         prometheus: `PrometheusMiddleware`.
         opentelemetry_metrics: `OpenTelemetryMetricsMiddleware`.
         server_timing: `ServerTimingMiddleware`.
+        security_headers: `SecurityHeadersMiddleware`; by default it is there.
         cors: The options of Starlette's `CORSMiddleware`.
         problem_details: `ProblemDetailsMiddleware`; by default it is there.
+        cross_origin: `CrossOriginProtectionMiddleware`.
+        timeout: `TimeoutMiddleware`.
+        compression: `CompressionMiddleware`; by default it is there.
+        etag: `ETagMiddleware`; by default it is there.
 
     Returns:
         A list for `Starlette(middleware=...)`, `FastAPI(middleware=...)` or `MiddlewareStack`.
@@ -139,8 +196,13 @@ def recommended(
         *_asked("PrometheusMiddleware", "prometheus", prometheus),
         *_asked("OpenTelemetryMetricsMiddleware", "opentelemetry_metrics", opentelemetry_metrics),
         *_asked("ServerTimingMiddleware", "server_timing", server_timing),
+        *_asked("SecurityHeadersMiddleware", "security_headers", security_headers),
         *_cors(cors),
         *_asked("ProblemDetailsMiddleware", "problem_details", problem_details),
+        *_asked("CrossOriginProtectionMiddleware", "cross_origin", cross_origin),
+        *_asked("TimeoutMiddleware", "timeout", timeout),
+        *_asked("CompressionMiddleware", "compression", compression),
+        *_asked("ETagMiddleware", "etag", etag),
     ]
 
 

@@ -79,6 +79,14 @@ class Ready(HTTPMiddleware):
                 raise cls._bad(name, value, "a plain function, no `async def`")
 
     @classmethod
+    def _check_integer(
+        cls, option: str, value: object, least: int, most: int | None, expected: str
+    ) -> None:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if not is_integer or value < least or (most is not None and value > most):  # type: ignore[operator]
+            raise cls._bad(option, value, expected)
+
+    @classmethod
     def _check_flags(cls, **options: object) -> None:
         for name, value in options.items():
             if not isinstance(value, bool):

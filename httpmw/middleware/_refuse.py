@@ -1,0 +1,130 @@
+# What all layers have in common that refuse requests.
+#
+# Rule 1: who refuses an upload receives the rest of it before the answer, up to a bound: behind a
+# proxy the answer would else be lost by chance. Beyond the bound the connection ends.
+# Rule 2: what says *that* it was refused (the status, Retry-After) is the layer's; the words are
+# the user's, where he has some.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from starlette.responses import Response
+
+from httpmw import _errors
+from httpmw._connection import Connection
+
+from ._ids import request_id
+
+if TYPE_CHECKING:
+    from ._problem_details import Problem
+
+Drain: TypeAlias = Mapping[str, float] | bool
+"""
+How much of an upload is received that is refused: True, False, or `max_size` and `seconds`.
+"""
+Respond: TypeAlias = "Callable[[Connection[Any], Problem], Response]"
+"""
+Makes the response to a refused request, from the problem that would be sent.
+"""
+
+DRAIN: Final = {"max_size": 1024 * 1024, "seconds": 1.0}
+
+
+class Refusal:
+    """
+    How a layer refuses.
+
+    Args:
+        owner: The class of the layer.
+        respond: The option `response=` of the layer.
+        drain: Its option `drain=`.
+    """
+
+    def __init__(self, owner: type, respond: Respond | None, drain: Drain) -> None:
+        if isinstance(drain, Mapping):
+            self._drain: dict[str, Any] | None = {**DRAIN, **drain}
+            is_known = self._drain.keys() == DRAIN.keys()
+            if not is_known or not all(map(_is_bound, self._drain.values())):
+                raise _errors.bad_option(
+                    owner, "drain", drain, "a bool, or a mapping with `max_size` and `seconds`"
+                )
+        elif isinstance(drain, bool):
+            self._drain = dict[str, Any](DRAIN) if drain else None
+        else:
+            raise _errors.bad_option(
+                owner, "drain", drain, "a bool, or a mapping with `max_size` and `seconds`"
+            )
+        self._respond = respond
+
+    async def response(
+        self,
+        conn: Connection[Any],
+        status: int,
+        detail: str | None,
+        code: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """
+        Make the response that refuses a request, whose body is dropped.
+
+        Args:
+            conn: The connection.
+            status: The status.
+            detail: What is wrong, for a person to read.
+            code: What is wrong, in a short name.
+            headers: Headers of the response, whatever it is made by.
+
+        Returns:
+            The response.
+        """
+        from ._problem_details import Problem  # noqa: PLC0415 - when something is refused
+
+        problem = Problem(status, detail, code=code)
+        if self._respond is None:
+            members = problem.members()
+            if (known := request_id.get()) is not None:
+                members["request_id"] = known
+            response = Response(json.dumps(members), status, media_type="application/problem+json")
+        else:
+            response = self._respond(conn, problem)
+            if not isinstance(response, Response):
+                raise _errors.bad_result("response", self._respond, response, "a response")
+        for name, value in (headers or {}).items():
+            response.headers[name] = value
+        if not await self.drain(conn):
+            response.headers["connection"] = "close"
+        return response
+
+    async def drain(self, conn: Connection[Any]) -> bool:
+        """
+        Drop the request's body; False where the connection has to end.
+        """
+        drained = self._drain is not None and await conn.drain(**self._drain)
+        # From HTTP/2 on a stream ends alone (RFC 9113 section 8.2.2); granian calls 1.0 "1".
+        return drained or self._drain is None or not str(conn.get("http_version")).startswith("1")
+
+
+def wants_events_alone(conn: Connection[Any]) -> bool:
+    """
+    Whether it is the `EventSource` of a browser that asks.
+    """
+    accepted = [value for name, value in conn["headers"] if name == b"accept"]
+    return accepted == [b"text/event-stream"]
+
+
+def retry_events() -> Response:
+    """
+    Give an `EventSource` what has it ask again: to a 429, 503 or 504 a browser never does.
+    """
+    return Response(
+        "retry: 5000\n\n",
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+def _is_bound(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
