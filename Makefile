@@ -12,7 +12,7 @@ INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
 	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees \
-	pythons pyodide clean
+	pythons pyodide show-apps inspector-load clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -116,6 +116,12 @@ leaks: $(VENV)/test.group ## send a million requests and see what stays; ARGS="-
 
 pyodide: .cache/pyodide/made ## ask httpmw on Pyodide, Python on WebAssembly; needs Node.js with npm
 	node tools/pyodide.mjs .cache/pyodide
+
+show-apps: $(VENV)/test.group ## draw and explain twenty real applications; ARGS="nicegui --draw"
+	$(BIN)/python -m tools.show_apps $(ARGS)
+
+inspector-load: $(VENV)/test.group ## ask an application with the inspector's page open as fast as it answers
+	$(BIN)/python -m tools.inspector_load $(ARGS)
 
 clean: ## remove environments, caches and everything that was built
 	rm -rf $(VENV) $(VENV)-* site build dist .cache .nox .mypy_cache .pytest_cache .ruff_cache

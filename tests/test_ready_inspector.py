@@ -282,7 +282,7 @@ async def test_what_is_kept_is_bounded() -> None:
     """It keeps as many requests as it was told to, looks at a part of many, and holds no record."""
     app = app_of(keep=50)
     for _ in range(200):
-        await asked(app, "/")
+        await request(app)
     total, news = hub_of(app).news(0)
     gc.collect()
 

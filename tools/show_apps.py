@@ -35,7 +35,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".cache" / "show-apps"
 REQUIREMENTS = ROOT / "tools" / "show_apps.txt"
-SECONDS = 120
+SECONDS = 300
 WITHIN = 0.05
 # Nobody asks the network for anything.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"}

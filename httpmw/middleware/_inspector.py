@@ -160,23 +160,21 @@ class InspectorMiddleware(Ready):
         return self._hub.follow(conn.get("app") or self, self)
 
     async def _events(self, last_seen: str) -> AsyncIterator[str]:
+        hub = self._hub
         since = int(last_seen) if last_seen.isdecimal() else 0
-        drawn = ""
         until = time.monotonic() + _WATCH
         yield "retry: 200\n\n"
+        tree = None
         while time.monotonic() < until:
-            # What a layer on Starlette's class takes is measured for it, in a thread.
-            found = await anyio.to_thread.run_sync(self._hub.read)
-            self._hub.renew(found, self)
-            tree = json.dumps(found.as_json())
-            if tree != drawn:
-                drawn = tree
-                yield f"event: tree\ndata: {tree}\n\n"
-            for _ in range(8):
-                since, news = self._hub.news(since)
-                if news["requests"] or not since:
-                    yield f"id: {since}\nevent: requests\ndata: {json.dumps(news)}\n\n"
-                await anyio.sleep(_EVERY)
+            if tree is None or hub.is_edited:
+                # What a layer on Starlette's class takes is measured for it: in a thread.
+                tree = await anyio.to_thread.run_sync(hub.read)
+                hub.renew(tree, self)
+                yield f"event: tree\ndata: {json.dumps(tree.as_json())}\n\n"
+            since, news = hub.news(since)
+            if news["requests"] or not since:
+                yield f"id: {since}\nevent: requests\ndata: {json.dumps(news)}\n\n"
+            await anyio.sleep(_EVERY)
 
     # ------------------------------------------------------------------ all other requests
 

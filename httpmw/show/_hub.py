@@ -25,10 +25,10 @@ from ._record import AFTER, BEFORE, Line, Record
 from ._warn import warnings_of
 
 # Of the requests that are looked at: how many in a second, and how many at once after a pause.
-_RATE: Final = 20.0
-_BURST: Final = 60.0
+_RATE: Final = 10.0
+_BURST: Final = 40.0
 _MOST_SPANS: Final = 200
-_AT_A_TIME: Final = 60
+_AT_A_TIME: Final = 40
 
 
 class Entry:
@@ -110,6 +110,13 @@ class Hub:
         root = read(self._app)
         return Tree(root, warnings_of(root))
 
+    @property
+    def is_edited(self) -> bool:
+        """
+        Whether a stack was edited since the application was read.
+        """
+        return self._probes is None or not self._probes.hold
+
     def renew(self, tree: Tree, layer: Any) -> None:
         """
         Put probes where something is new in *tree*.
@@ -144,14 +151,15 @@ class Hub:
         self._tokens -= 1
         return True
 
+    def _named(self, conn: Connection[Any]) -> dict[str, str]:
+        return {name: value for name, value in conn.headers.items() if name in self._headers}
+
     def _data(self, conn: Connection[Any], number: int) -> dict[str, Any]:
         return {
             "id": number,
             "method": "WebSocket" if conn.is_websocket else conn.method,
             "path": conn["path"],
-            "headers": {
-                name: value for name, value in conn.headers.items() if name in self._headers
-            },
+            "headers": self._named(conn) if self._headers else {},
             "state": "running",
             "status": None,
             "exception": None,
