@@ -35,7 +35,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".cache" / "show-apps"
 REQUIREMENTS = ROOT / "tools" / "show_apps.txt"
-SECONDS = 300
 WITHIN = 0.05
 # Nobody asks the network for anything.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"}
@@ -378,7 +377,7 @@ def environment() -> Path:
     return python
 
 
-def run(python: Path, name: str) -> dict[str, Any]:
+def run(python: Path, name: str, seconds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             finished = subprocess.run(
@@ -387,11 +386,11 @@ def run(python: Path, name: str) -> dict[str, Any]:
                 env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
-                timeout=SECONDS,
+                timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return {"name": name, "faults": [f"not over after {SECONDS} seconds"]}
+            return {"name": name, "faults": [f"not over after {seconds} seconds"]}
     try:
         found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -404,6 +403,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(APPS)}")
     parser.add_argument("--python", type=Path, help="an environment that has the packages")
     parser.add_argument("--draw", action="store_true", help="print what is drawn and explained")
+    parser.add_argument("--seconds", type=int, default=300, help="how long one may take")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -413,7 +413,7 @@ def main() -> int:
     failed = 0
     print(f"{'':<18}{'status':>7}{'layers':>8}{'nodes':>7}{'own times':>11}  warnings")
     for name in options.names or APPS:
-        found = run(python, name)
+        found = run(python, name, options.seconds)
         if "own" in found:
             print(
                 f"{name:<18}{found['status']!s:>7}{found['layers']:>8}{found['nodes']:>7}"

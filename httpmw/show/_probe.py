@@ -39,6 +39,8 @@ class Probe:
 
     is_httpmw_probe = True
 
+    behind: ASGIApp
+
     def __init__(self, behind: ASGIApp, outer: Node | None, inner: Node) -> None:
         vars(self).update(behind=behind, httpmw_outer=outer, httpmw_inner=inner)
 

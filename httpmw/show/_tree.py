@@ -13,7 +13,8 @@ def tree(app: Any) -> Tree:
 
         assert not tree(app).warnings
 
-    Nothing of the application is run but what builds its layers, as its first event would.
+    Nothing of the application is run but what builds its layers, as its first event would; so
+    afterwards Starlette refuses `add_middleware`, as in any application that has started.
 
     Args:
         app: A Starlette or FastAPI application, a `MiddlewareStack`, or any other ASGI app.
