@@ -565,3 +565,90 @@ async def test_without_async_with() -> None:
     """Without a block there is nothing to step."""
     with pytest.raises(RuntimeError, match=r"Write `async with step\(mw\) as flow:`"):
         await step(served_by).respond()
+
+
+# Handshakes.
+
+
+async def test_a_handshake_step_by_step() -> None:
+    async with step(noting, websocket=True, path="/x", subprotocols=["chat"]) as flow:
+        assert flow.state == "waiting"
+        assert flow.conn is not None
+        assert flow.conn.is_websocket
+        await flow.accept(subprotocol="chat", headers={"x-a": "1"})
+        assert (flow.state, flow.status, flow.headers["x-a"]) == ("open", 101, "1")
+        assert NOTES == ["begin", "response"]
+        flow.message("ping")
+        flow.message(b"\x00")
+        assert (await flow.receive())["text"] == "ping"
+        assert (await flow.receive())["bytes"] == b"\x00"
+        await flow.say("pong")
+        await flow.say(b"\x01")
+        await flow.close(4000, "bye")
+        assert (flow.state, flow.ended) == ("ended", True)
+    assert (flow.messages, flow.close_code) == (["pong", b"\x01"], 4000)
+    assert NOTES == ["begin", "response", "completed", "end"]
+
+
+async def test_the_client_of_a_handshake_closes() -> None:
+    async with step(noting, websocket=True) as flow:
+        await flow.accept()
+        flow.disconnect(1001)
+        assert (await flow.receive())["code"] == 1001
+        await flow.end()
+    assert NOTES == ["begin", "response", "completed", "end"]
+
+
+async def test_leaving_the_block_breaks_the_websocket_off() -> None:
+    async with step(noting, websocket=True) as flow:
+        await flow.accept()
+    assert flow.ended
+    assert NOTES == ["begin", "response", "disconnected", "end"]
+
+
+async def test_a_handshake_that_the_app_refuses() -> None:
+    async with step(served_by, websocket=True) as flow:
+        await flow.close(4401)
+    assert (flow.status, flow.headers["x-served-by"]) == (403, "mine")
+
+
+async def test_a_handshake_that_the_app_denies() -> None:
+    async with step(upper, websocket=True) as flow:
+        await flow.respond(404, {"content-type": "text/plain"})
+        assert (flow.state, flow.sent) == ("reading", [])
+        await flow.chunk(b"no such ")
+        await flow.finish(b"room")
+    assert (flow.status, flow.text) == (404, "NO SUCH ROOM")
+
+
+async def test_a_handshake_that_a_layer_refuses() -> None:
+    async with step(gate, websocket=True) as flow:
+        assert (flow.state, flow.app_ran, flow.ended) == ("answered", False, True)
+        assert flow.answer is not None
+    assert (flow.status, flow.text) == (403, "members only")
+
+
+async def test_an_acceptance_that_a_layer_replaces() -> None:
+    async def mw(conn: Connection) -> Flow:
+        yield
+        yield PlainTextResponse("not you", 401)
+
+    async with step(mw, websocket=True) as flow:
+        await flow.accept()
+        assert (flow.state, flow.status, flow.app_ran) == ("answered", 401, True)
+        assert (await flow.receive())["type"] == "websocket.disconnect"
+
+
+async def test_a_layer_that_is_not_there_for_handshakes() -> None:
+    async with step(Middleware(HTTPMiddleware, dispatch=noting), websocket=True) as flow:
+        await flow.accept()
+        assert (flow.conn, flow.state) == (None, "open")
+    assert NOTES == []
+
+
+async def test_a_client_without_a_websocket_sends_no_message() -> None:
+    async with step(served_by) as flow:
+        with pytest.raises(RuntimeError, match="websocket=True"):
+            flow.message("a")
+        with pytest.raises(RuntimeError, match="websocket=True"):
+            flow.disconnect(1000)

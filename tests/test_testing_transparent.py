@@ -602,7 +602,18 @@ SABOTAGE: dict[str, tuple[Any, set[str]]] = {
     "scope changed": (around(own_scope), {"the scope that the app sees"}),
     "other scopes dropped": (
         around(only_http),
-        {"websocket", "websocket that is denied", "lifespan", "exception at startup"},
+        {
+            "websocket",
+            "websocket that is denied",
+            "websocket that is denied in parts",
+            "websocket that is refused",
+            "websocket that is refused, where nothing else is understood",
+            "websocket that the app closes",
+            "client leaves before the acceptance",
+            "exception in an open websocket",
+            "lifespan",
+            "exception at startup",
+        },
     ),
     "no background": (
         around(in_a_hurry),
@@ -685,9 +696,31 @@ async def test_report_is_a_table(anyio_backend: str) -> None:
     report = await check_transparent(make, allow={"trailers"}, specs=SPEC)
 
     title, *lines = str(report).splitlines()
-    assert title == f"61 of 62 are as without the middleware, in {report.runs} runs"
-    assert [line.split()[0] for line in lines].count("ok") == 61
+    assert title == f"67 of 68 are as without the middleware, in {report.runs} runs"
+    assert [line.split()[0] for line in lines].count("ok") == 67
     assert next(line for line in lines if line.startswith("allowed")).split()[1] == "trailers"
+
+
+async def test_layers_around_handshakes_are_transparent(anyio_backend: str) -> None:
+    """Functions that change nothing change nothing of a handshake, fused and nested."""
+    for layers in ([passing, waiting], [waiting, PassThrough, passing]):
+        report = await check_transparent(layers, websocket=True, specs=[None, "2.4"])
+        report.raise_for_failures()
+
+
+async def test_a_change_of_a_handshake_is_found(anyio_backend: str) -> None:
+    """A function is around handshakes where that is asked for."""
+
+    async def closed_to_websockets(conn: Connection) -> Flow:
+        if conn.is_websocket:
+            yield PlainTextResponse("no", 403)
+        else:
+            yield
+
+    report = await check_transparent(closed_to_websockets, specs=SPEC)
+    assert report.failures == ()
+    report = await check_transparent(closed_to_websockets, specs=SPEC, websocket=True)
+    assert {"websocket", "websocket that the app closes"} <= failing(report)
 
 
 async def test_row_that_looks_at_every_case_says_in_which(anyio_backend: str) -> None:

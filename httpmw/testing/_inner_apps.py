@@ -567,10 +567,53 @@ async def denied(run: Run) -> None:
     await run.send({"type": f"{kind}.body", "body": b"members only"})
 
 
+@case("websocket that is denied in parts", kind="websocket", messages=FRAMES[:1])
+async def denied_in_parts(run: Run) -> None:
+    await run.receive()
+    kind = "websocket.http.response"
+    await run.send({"type": f"{kind}.start", "status": 404, "headers": [TEXT, (b"x-a", b"1")]})
+    for chunk in (b"no such ", b"", b"room"):
+        await run.send({"type": f"{kind}.body", "body": chunk, "more_body": True})
+    await run.send({"type": f"{kind}.body"})
+
+
+@case("websocket that is refused", kind="websocket", messages=FRAMES[:1])
+@case(
+    "websocket that is refused, where nothing else is understood",
+    kind="websocket",
+    messages=FRAMES[:1],
+    extensions={},
+)
+async def refused(run: Run) -> None:
+    await run.receive()
+    await run.send({"type": "websocket.close", "code": 4401, "reason": "who?"})
+
+
+@case("websocket that the app closes", kind="websocket", messages=FRAMES[:1])
+async def closed(run: Run) -> None:
+    await run.receive()
+    await run.send({"type": "websocket.accept", "headers": [(b"set-cookie", b"a=1")] * 2})
+    await run.send({"type": "websocket.send", "text": None, "bytes": b"bye"})
+    await run.send({"type": "websocket.close", "code": 4000, "reason": "done"})
+
+
+@case("client leaves before the acceptance", kind="websocket", messages=(FRAMES[0], FRAMES[-1]))
+async def gone(run: Run) -> None:
+    run.notes["the app received"] = [await run.receive(), await run.receive()]
+
+
 @case("exception in a websocket", kind="websocket", messages=FRAMES[:1])
 async def broken(run: Run) -> None:
     await run.receive()
     raise Intended("in a websocket")
+
+
+@case("exception in an open websocket", kind="websocket", messages=FRAMES[:1])
+async def broken_open(run: Run) -> None:
+    await run.receive()
+    await run.send({"type": "websocket.accept"})
+    await run.send({"type": "websocket.send", "text": "a"})
+    raise Intended("in an open websocket")
 
 
 @case(

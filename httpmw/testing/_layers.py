@@ -40,11 +40,13 @@ class Watcher:
         self.answer: Response | None = None
         self.raised: BaseException | None = None
 
-    def around(self, function: Dispatch, app: ASGIApp) -> HTTPMiddleware:
+    def around(
+        self, function: Dispatch, app: ASGIApp, *, websocket: bool = False
+    ) -> HTTPMiddleware:
         """
         Put a middleware function around *app*, and watch it.
         """
-        return HTTPMiddleware(app, dispatch=self.watch(function))
+        return HTTPMiddleware(app, dispatch=self.watch(function), websocket=websocket)
 
     def watch(self, dispatch: Dispatch) -> Dispatch:
         """
@@ -144,9 +146,11 @@ def takes_an_app(mw: Any) -> bool:
     return next(iter(inspect.signature(mw).parameters), None) == "app"
 
 
-def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
+def function_of(mw: AnyMiddleware, app: ASGIApp, *, websocket: bool = False) -> Dispatch | None:
     """
     The middleware function in *mw*, None where it is another ASGI middleware.
+
+    None, too, of a layer that is not there for handshakes where it is about a *websocket*.
 
     Of a layer it is its own function, without those that it took over from its neighbours.
     """
@@ -154,7 +158,7 @@ def function_of(mw: AnyMiddleware, app: ASGIApp) -> Dispatch | None:
     if layer is None:
         HTTPMiddleware(app, dispatch=cast(Dispatch, mw))  # refuses what is no middleware function
         return cast(Dispatch, mw)
-    if not isinstance(layer, HTTPMiddleware):
+    if not isinstance(layer, HTTPMiddleware) or (websocket and not layer.websocket):
         return None
     make, function, when = layers_of(layer)[0][0]
     if make is not Received:

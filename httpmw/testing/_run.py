@@ -12,8 +12,7 @@ from ._headers import HeadersLike, with_host
 from ._layers import AnyMiddleware, around
 from ._sent import Sent
 from ._server import Server
-from ._socket import DENIES, SocketServer, data_of
-from ._websocket import CLOSE
+from ._socket import DENIES, SocketServer
 
 Outcome = Literal["completed", "disconnected", "incomplete", "failed", "no response"]
 
@@ -39,23 +38,6 @@ class Result(Sent):
         self.received = inside.received
         self._complete = server.complete
         self._left = server.left
-
-    @property
-    def messages(self) -> list[str | bytes]:
-        """
-        What the app has sent over a WebSocket, message by message.
-        """
-        return data_of(self.sent)
-
-    @property
-    def close_code(self) -> int | None:
-        """
-        The code with which the app has closed a WebSocket; None where it has not.
-        """
-        for message in self.sent:
-            if message["type"] == CLOSE:
-                return int(message.get("code", 1000))
-        return None
 
     @property
     def app_ran(self) -> bool:
@@ -101,8 +83,7 @@ class Inside:
         self.received: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = Request if scope["type"] == "http" else HTTPConnection  # it would refuse the scope
-        self.request = cast(Request, kind(dict(scope)))
+        self.request = as_request(scope)
 
         async def noting_receive() -> Message:
             message = await receive()
@@ -110,6 +91,14 @@ class Inside:
             return message
 
         await self.app(scope, noting_receive, send)
+
+
+def as_request(scope: Scope) -> Request:
+    """
+    Make of a scope, as it is now, what users look at.
+    """
+    kind = Request if scope["type"] == "http" else HTTPConnection  # it would refuse the scope
+    return cast(Request, kind(dict(scope)))
 
 
 async def read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from ._http import BODY, START
-from ._websocket import ACCEPT, CLOSE, DENIAL
+from ._websocket import ACCEPT, CLOSE, DATA, DENIAL
 
 _REFUSED: Final = 403  # what servers make of a close before the acceptance
 
@@ -80,6 +80,27 @@ class Sent:
         How many response starts were sent: 0 or 1.
         """
         return sum(each["type"] == START for each in self._response())
+
+    @property
+    def messages(self) -> list[str | bytes]:
+        """
+        What the app has sent over a WebSocket, message by message.
+        """
+        return [
+            each["bytes"] if each.get("bytes") is not None else each["text"]
+            for each in self.sent
+            if each["type"] == DATA
+        ]
+
+    @property
+    def close_code(self) -> int | None:
+        """
+        The code with which the app has closed a WebSocket; None where it has not.
+        """
+        for message in self.sent:
+            if message["type"] == CLOSE:
+                return int(message.get("code", 1000))
+        return None
 
     def _response(self) -> Iterator[Message]:
         """

@@ -15,7 +15,7 @@ from starlette.types import Message
 from ._headers import HeadersLike, latin, raw_headers
 from ._rules import spec_version
 from ._server import IN_A_PATH, FakeServer
-from ._websocket import ACCEPT, CLOSE, CONNECT, DATA, DENIAL, DISCONNECT, RECEIVED, WebSocket
+from ._websocket import ACCEPT, CLOSE, CONNECT, DENIAL, DISCONNECT, RECEIVED, WebSocket
 
 DENIES: Mapping[str, Any] = {DENIAL: {}}
 
@@ -88,10 +88,7 @@ class SocketServer(FakeServer[WebSocket]):
         self.violations = []
         self.error = None
         self.receives = 0
-        self._messages = [
-            {"type": RECEIVED, "bytes" if isinstance(each, bytes) else "text": each}
-            for each in messages
-        ]
+        self._messages = [_received(each) for each in messages]
         self._closes = closes
         self._raises = spec_version(self.scope) >= (2, 4)
         self._leaves_after = leaves_after
@@ -140,6 +137,13 @@ class SocketServer(FakeServer[WebSocket]):
         else:
             self._wake()
 
+    def feed(self, data: str | bytes) -> None:
+        """
+        Let the client send one message more.
+        """
+        self._messages.append(_received(data))
+        self._wake()
+
     def disconnect(self, code: int = _DROPPED) -> None:
         """
         Let the client leave now.
@@ -158,18 +162,18 @@ class SocketServer(FakeServer[WebSocket]):
         return self._talk.closed or (self._over is not None and self._over != _DROPPED)
 
     @property
+    def answered(self) -> bool:
+        """
+        Whether the app, or a middleware in its place, has closed or refused it.
+        """
+        return self._talk.closed
+
+    @property
     def left(self) -> bool:
         """
         Whether the client is gone without a word.
         """
         return self._over == _DROPPED and not self._talk.closed
-
-    @property
-    def messages(self) -> list[str | bytes]:
-        """
-        What the app has sent after its acceptance.
-        """
-        return data_of(self.sent)
 
     @property
     def accept(self) -> Message | None:
@@ -186,9 +190,5 @@ class SocketServer(FakeServer[WebSocket]):
         return next((each for each in self.sent if each["type"] == CLOSE), None)
 
 
-def data_of(sent: Sequence[Message]) -> list[str | bytes]:
-    return [
-        each["bytes"] if each.get("bytes") is not None else each["text"]
-        for each in sent
-        if each["type"] == DATA
-    ]
+def _received(data: str | bytes) -> Message:
+    return {"type": RECEIVED, "bytes" if isinstance(data, bytes) else "text": data}

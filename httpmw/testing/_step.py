@@ -1,4 +1,4 @@
-# One request, driven by hand.
+# One request, or one WebSocket handshake, driven by hand.
 #
 # The inner app is a puppet: it waits for commands, and does what they say. The coroutine of the
 # whole exchange, from the middleware inward, is advanced by hand, in the test's own task: where
@@ -22,16 +22,20 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from httpmw import AppResponse, Connection
+from httpmw._body import ACCEPTED
 from httpmw._context import current_task, open_scopes
 
 from ._checker import ASGIChecker
 from ._headers import HeadersLike, raw_headers, with_host
 from ._http import BODY, HTTP, START
 from ._layers import AnyMiddleware, Watcher, around, function_of
+from ._run import as_request
 from ._sent import Sent
 from ._server import Server
+from ._socket import DENIES, SocketServer
+from ._websocket import ACCEPT, CLOSE, DATA, DENIAL_BODY, DENIAL_START, WebSocket
 
-State = Literal["waiting", "reading", "sending", "answered", "ended"]
+State = Literal["waiting", "reading", "sending", "open", "answered", "ended"]
 _Command: TypeAlias = Callable[[Receive, Send], Awaitable[Any]]
 
 
@@ -49,6 +53,15 @@ class step(Sent):  # noqa: N801 - used like a function
     app. A call returns as soon as the middleware waits for the app again. On leaving the block
     the client leaves and the app returns, if it has not.
 
+    With `websocket=True` it is the handshake of a WebSocket:
+
+        async with step(served_by, websocket=True) as flow:
+            await flow.accept()
+            assert flow.state == "open"
+            flow.message("ping")
+            assert (await flow.receive())["text"] == "ping"
+            await flow.close()
+
     What the middleware raises is raised by the call that provoked it. The rules of ASGI are
     checked on both sides of the middleware. No task is made, and the middleware runs in the
     test's own.
@@ -62,16 +75,20 @@ class step(Sent):  # noqa: N801 - used like a function
         headers: A mapping or pairs; `host` is added where it is missing.
         body: The request body; a sequence arrives as one message for each item.
         spec: The version of ASGI's HTTP specification that the server announces, None: none.
-        extensions: The ASGI extensions that the server announces, with their values.
+        extensions: The ASGI extensions that the server announces, with their values; by default
+            none, and for a WebSocket the one by which a refusal is a whole response.
         scope: Other keys of the scope, such as `client`, `state` or `app`.
         disconnect: Whether the server tells of a disconnect each time or once.
+        websocket: Whether it is the handshake of a WebSocket. A middleware function in *mw* runs
+            around it; a layer has to say so itself. *method* and *body* do not count.
+        subprotocols: What the client of a WebSocket offers.
 
     Attributes:
         sent: The messages that the server took so far; `status`, `headers`, `body` and so on
             are made from them.
         ended: Whether everything is over.
-        request: The request as the app got it, a `starlette.requests.Request`; None as long as
-            the app was not called.
+        request: The request as the app got it, a `starlette.requests.Request`, or an
+            `HTTPConnection` for a WebSocket; None as long as the app was not called.
     """
 
     def __init__(  # noqa: PLR0913 - what a request has, each with a default
@@ -84,20 +101,35 @@ class step(Sent):  # noqa: N801 - used like a function
         headers: HeadersLike = (),
         body: str | bytes | Sequence[bytes] = b"",
         spec: str | None = "2.3",
-        extensions: Mapping[str, Any] = {},
+        extensions: Mapping[str, Any] | None = None,
         scope: Mapping[str, Any] = {},
         disconnect: Literal["repeated", "once"] = "repeated",
+        websocket: bool = False,
+        subprotocols: Sequence[str] = (),
     ) -> None:
-        self._server = Server(
-            method=method,
-            path=path,
-            query=query,
-            headers=with_host(headers),
-            body=body,
-            spec=spec,
-            extensions=extensions,
-            disconnect=disconnect,
-        )
+        self._server: Server | SocketServer
+        if websocket:
+            self._server = SocketServer(
+                path=path,
+                query=query,
+                headers=with_host(headers),
+                subprotocols=subprotocols,
+                closes=None,
+                spec=spec,
+                extensions=DENIES if extensions is None else extensions,
+                disconnect=disconnect,
+            )
+        else:
+            self._server = Server(
+                method=method,
+                path=path,
+                query=query,
+                headers=with_host(headers),
+                body=body,
+                spec=spec,
+                extensions={} if extensions is None else extensions,
+                disconnect=disconnect,
+            )
         self._server.scope.update(scope)
         self.sent = self._server.sent
         self.is_head = self._server.is_head
@@ -106,14 +138,14 @@ class step(Sent):  # noqa: N801 - used like a function
         self._watcher = Watcher()
         violations = self._server.violations
         puppet = ASGIChecker(self._puppet, side="server", violations=violations)
-        function = function_of(mw, puppet)
+        function = function_of(mw, puppet, websocket=websocket)
         if function is None:
-            self._layer = around(mw, puppet)
+            self._layer = around(mw, puppet, websocket=websocket)
         else:
-            self._layer = self._watcher.around(function, puppet)
+            self._layer = self._watcher.around(function, puppet, websocket=websocket)
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         # What the puppet has sent, and what its last command gave.
-        self._said: HTTP | None = None
+        self._said: HTTP | WebSocket | None = None
         self._value: Any = None
         # The task that advances the coroutine.
         self._task: Any = None
@@ -153,17 +185,28 @@ class step(Sent):  # noqa: N801 - used like a function
 
         "waiting": the app was called, and has not responded; "reading": the middleware holds the
         response start back, because it reads the body; "sending": the response start is out;
-        "answered": the middleware has sent a whole response, and what the app still says is
-        dropped; "ended": everything is over.
+        "open": the acceptance of a WebSocket is out; "answered": the middleware has sent a whole
+        response, and what the app still says is dropped; "ended": everything is over.
         """
-        said = self._said
-        if self._server.complete and not (said is not None and said.complete):
+        server = self._server
+        answered = server.complete if isinstance(server, Server) else server.answered
+        responded, complete = self._how_far()
+        if answered and not complete:
             return "answered"
         if self.ended:
             return "ended"
         if self.starts:
-            return "sending"
-        return "waiting" if said is None or said.start is None else "reading"
+            return "open" if self.status == ACCEPTED else "sending"
+        return "reading" if responded else "waiting"
+
+    def _how_far(self) -> tuple[bool, bool]:
+        """
+        Say whether the app has sent its response start, or its acceptance; and whether it is done.
+        """
+        said = self._said
+        if isinstance(said, WebSocket):
+            return said.accepted or said.denying or said.closed, said.closed
+        return said is not None and said.start is not None, said is not None and said.complete
 
     @property
     def conn(self) -> Connection | None:
@@ -202,7 +245,7 @@ class step(Sent):  # noqa: N801 - used like a function
         **keys: Any,
     ) -> None:
         """
-        Let the app send its response start.
+        Let the app send its response start; of a WebSocket that of a refusal.
 
         Args:
             status: The status.
@@ -210,19 +253,53 @@ class step(Sent):  # noqa: N801 - used like a function
             **keys: Other keys of the message, such as `trailers=True`.
         """
         raw = raw_headers(headers)
-        await self.send({"type": START, "status": status, "headers": raw, **keys})
+        kind = START if isinstance(self._server, Server) else DENIAL_START
+        await self.send({"type": kind, "status": status, "headers": raw, **keys})
 
     async def chunk(self, data: bytes) -> None:
         """
         Let the app send a part of its body, with more to come.
         """
-        await self.send({"type": BODY, "body": data, "more_body": True})
+        await self.send({"type": self._body_type, "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
         """
         Let the app send the last part of its body, and return.
         """
-        await self.send({"type": BODY, "body": data, "more_body": False})
+        await self.send({"type": self._body_type, "body": data, "more_body": False})
+        await self.end()
+
+    @property
+    def _body_type(self) -> str:
+        return BODY if isinstance(self._server, Server) else DENIAL_BODY
+
+    async def accept(
+        self, *, subprotocol: str | None = None, headers: HeadersLike = (), **keys: Any
+    ) -> None:
+        """
+        Let the app accept a WebSocket; before that it receives the connect, if it has not.
+
+        Args:
+            subprotocol: One that the client has offered.
+            headers: A mapping or pairs.
+            **keys: Other keys of the message.
+        """
+        if isinstance(self._said, WebSocket) and not self._said.connected:
+            await self.receive()
+        raw = raw_headers(headers)
+        await self.send({"type": ACCEPT, "subprotocol": subprotocol, "headers": raw, **keys})
+
+    async def say(self, data: str | bytes) -> None:
+        """
+        Let the app send a message over its WebSocket: str as text, bytes as bytes.
+        """
+        await self.send({"type": DATA, "bytes" if isinstance(data, bytes) else "text": data})
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> None:
+        """
+        Let the app close its WebSocket, or refuse it where it has not accepted; and return.
+        """
+        await self.send({"type": CLOSE, "code": code, "reason": reason})
         await self.end()
 
     async def send(self, message: Message) -> None:
@@ -247,6 +324,8 @@ class step(Sent):  # noqa: N801 - used like a function
 
         await self._advance(command)
         message: Message = self._value
+        if self._said is not None:
+            self._said.receiving(message)
         return message
 
     async def end(self) -> None:
@@ -273,11 +352,37 @@ class step(Sent):  # noqa: N801 - used like a function
 
     # ------------------------------------------------------------------ what the server does
 
-    def disconnect(self) -> None:
+    def message(self, data: str | bytes) -> None:
+        """
+        Let the client of a WebSocket send a message: str as text, bytes as bytes.
+
+        Raises:
+            RuntimeError: It is a request.
+        """
+        self._socket("message").feed(data)
+
+    def disconnect(self, code: int | None = None) -> None:
         """
         Let the client leave; the app and the middleware learn of it when they look.
+
+        Args:
+            code: With what code it closes a WebSocket; None: the connection breaks off.
+
+        Raises:
+            RuntimeError: There is a code, and it is a request.
         """
-        self._server.disconnect()
+        if code is None:
+            self._server.disconnect()
+        else:
+            self._socket("disconnect").disconnect(code)
+
+    def _socket(self, name: str) -> SocketServer:
+        if isinstance(self._server, SocketServer):
+            return self._server
+        raise RuntimeError(
+            f"flow.{name}() is about a WebSocket, and this is a request.\n"
+            "Write `step(mw, websocket=True)`."
+        )
 
     async def cancel(self) -> None:
         """
@@ -299,8 +404,8 @@ class step(Sent):  # noqa: N801 - used like a function
     # ------------------------------------------------------------------ driving
 
     async def _puppet(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._said = HTTP(scope)
-        self.request = Request(dict(scope))
+        self._said = HTTP(scope) if scope["type"] == "http" else WebSocket(scope)
+        self.request = as_request(scope)
         while True:
             command = await self._next_command()
             if command is None:

@@ -24,9 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw._context import current_task
 
+from ._http import START
 from ._inner_apps import CASES, Case, settle
 from ._layers import AnyMiddleware, around
 from ._server import Server
+from ._socket import DENIES
+from ._websocket import ACCEPT, CLOSE, DENIAL_START
 
 __all__ = ["TransparencyReport", "TransparencyRow", "check_transparent"]
 
@@ -113,6 +116,7 @@ async def check_transparent(  # noqa: PLR0913 - options, each by its name
     allow: Collection[str] = (),
     specs: Sequence[str | None] = SPECS,
     timeout: float = 5,  # noqa: ASYNC109 - of each run, not of the call
+    websocket: bool = False,
 ) -> TransparencyReport:
     """
     Run inner apps of many kinds alone and inside of a middleware, and compare.
@@ -139,6 +143,8 @@ async def check_transparent(  # noqa: PLR0913 - options, each by its name
         specs: The versions of the ASGI HTTP specification that the server announces; None is a
             server that announces none.
         timeout: After how many seconds a run counts as hanging.
+        websocket: Whether middleware functions in *mw* run around WebSocket handshakes, too; a
+            layer has to say so itself.
 
     Returns:
         The report; nothing is raised for what it says.
@@ -158,7 +164,7 @@ async def check_transparent(  # noqa: PLR0913 - options, each by its name
     runs = 0
     for variant in _variants(specs, headers or {}):
         alone = await _run(variant, None, timeout)
-        inside = await _run(variant, mw, timeout)
+        inside = await _run(variant, mw, timeout, websocket=websocket)
         runs += 1
         for name, detail in compare.differences(alone, inside):
             found[name].append((str(variant), detail))
@@ -217,6 +223,10 @@ _SCOPES: Final = {
 }
 
 
+# What answers a request or a handshake.
+_ANSWERS: Final = frozenset({START, ACCEPT, CLOSE, DENIAL_START})
+
+
 class _Server(Server):
     # A server that a case can make slow or make another one than of HTTP.
 
@@ -231,23 +241,25 @@ class _Server(Server):
             self.scope = {key: self.scope[key] for key in kept} | {"type": case.kind}
         if case.kind == "websocket":
             self.scope |= {"scheme": "ws", "subprotocols": ["chat"]}
-            self.scope["extensions"] = {"websocket.http.response": {}}
+            self.scope["extensions"] = dict(options.get("extensions", DENIES))
         # As far as a layer outside can see when the response starts.
         self.context_at_start: str | None = None
 
     async def receive(self) -> Message:
         if self._other and self._messages:
             return dict(self._messages.pop(0))
+        if self.scope["type"] == "websocket":  # whoever asks for more than the app does
+            return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
         return {**await super().receive(), **self._keys}
 
     async def send(self, message: Message) -> None:
         if self._slow:
             await settle()
+        if message["type"] in _ANSWERS and self.context_at_start is None:
+            self.context_at_start = _of_the_app.get()
         if self._other:
             self.sent.append(dict(message))
             return
-        if message["type"] == "http.response.start":
-            self.context_at_start = _of_the_app.get()
         await super().send(message)
 
 
@@ -354,9 +366,11 @@ async def _run(
     variant: _Variant,
     mw: AnyMiddleware | Sequence[AnyMiddleware] | None,
     timeout: float,  # noqa: ASYNC109 - what it ends is noted, not raised
+    *,
+    websocket: bool = False,
 ) -> _Run:
     run = _Run(variant)
-    app = around(mw, run.app)
+    app = around(mw, run.app, websocket=websocket)
     # In a task of its own, so that nothing is left behind: no context, no cancellation.
     async with anyio.create_task_group() as group:
         group.start_soon(run.request, app, timeout)
