@@ -65,7 +65,8 @@ class Plan:
     expect: set[type[BaseException]] = field(default_factory=lambda: {Planned})
     # Whether the client gets a complete response if nothing is raised.
     complete: bool = True
-    # Whether the app cancels what it sends, so that a layer may be cut off in its name.
+    # Whether the app cancels what it sends, or a limit or a client that leaves ends the app with
+    # the layers around it, so that a layer may be cut off in its name.
     cuts: bool = False
     # Whether things go on in more than one task, or by the clock.
     concurrent: bool = False
@@ -253,7 +254,7 @@ def waiting(plan: Plan, name: str) -> Function:
                 await plan.in_hand(name)
             mark(response, name)
             yield response
-            with plan.world.whole(f"{name} at the end"):
+            with plan.whole(f"{name} at the end"):
                 if after:
                     await plan.world.pause()
             plan.log.append(f"{name} {OUTCOME} {response.outcome} {response.bytes_sent}")
@@ -405,7 +406,7 @@ def transforming(plan: Plan, name: str) -> Function:
             mark(response, name)
             if ends:
                 yield response
-                with plan.world.whole(f"{name} after its transform"):
+                with plan.whole(f"{name} after its transform"):
                     await plan.world.pause()
 
     return transforming
