@@ -23,6 +23,7 @@ from benchmarks import (
     budget,
     grid,
     import_time,
+    jobs,
     memory,
     report,
     rules,
@@ -297,7 +298,7 @@ def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         run_benchmarks(["nonsense"])
 
-    assert "nonsense: choose from grid, rules, stack, budget" in capsys.readouterr().err
+    assert "nonsense: choose from jobs, grid, rules, stack, budget" in capsys.readouterr().err
 
 
 def test_a_run_leaves_its_figures(monkeypatch, tmp_path, capfd):
@@ -314,6 +315,51 @@ def test_a_run_leaves_its_figures(monkeypatch, tmp_path, capfd):
     assert [(layer, phase) for layer in budget.LAYERS for phase in budget.PHASES] == [
         (row["layer"], row["phase"]) for row in read(file)["rows"]
     ]
+
+
+# ---------------------------------------------------------------------- jobs
+
+
+@pytest.mark.parametrize("job", jobs.JOBS)
+@pytest.mark.parametrize("size", jobs.SIZES)
+async def test_every_job_of_the_table_is_the_same_by_hand_and_with_httpmw(job, size):
+    """
+    Both send the same to the server, hand the same to the application, and log the same.
+    """
+    done = {}
+    for kind in jobs.KINDS:
+        sent = []
+
+        async def keep(message, sent=sent):
+            sent.append(message)
+
+        jobs.log()
+        await jobs.application(jobs.Arm(job, kind, size))(request_scope(), receive, keep)
+        head, *rest = sent
+        body = b"".join(each["body"] for each in rest)
+        line = tuple(each for each in jobs.last if not isinstance(each, float))
+        done[kind] = head["status"], sorted(head["headers"]), body, line
+
+    assert done["by hand"] == done["httpmw"] != done["bare"]
+
+
+def test_the_jobs_have_a_row_for_each_size(monkeypatch, tmp_path, capsys):
+    """
+    A run leaves what was added by each, how they compare, and the goal.
+    """
+    took = {"bare": 1e-6, "by hand": 2e-6, "httpmw": 4e-6}
+    measured = {arm: [took[arm.kind]] * 3 for arm in jobs.ARMS}
+    monkeypatch.setattr(jobs, "measure", lambda apps, *_, **__: measured)
+    file = tmp_path / "jobs.json"
+
+    assert jobs.main(["--quick", "--json", str(file)]) == 0
+
+    rows = read(file)["rows"]
+    assert [(job, size) for job in jobs.JOBS for size in jobs.SIZES] == [
+        (row["job"], row["size"]) for row in rows
+    ]
+    assert {(row["httpmw us"]["median"], row["times"]["median"]) for row in rows} == {(3.0, 3.0)}
+    assert "goal 1.85" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- memory and bodies
