@@ -296,11 +296,18 @@ def _is_scope_cancelled() -> bool:
         return False
 
 
+_DELIVERED_WITHIN: Final = 10  # steps of the event loop
+
+
 async def pending_cancellation() -> BaseException | None:
     """
     Let a cancellation by a scope around the running task come up, and give it.
     """
-    if _is_scope_cancelled():
+    # anyio has the loop deliver it: by the next step with asyncio's order of callbacks, a few steps
+    # later with another one.
+    for _ in range(_DELIVERED_WITHIN):
+        if not _is_scope_cancelled():
+            break
         try:
             await checkpoint()
         except BaseException as exc:  # noqa: BLE001 - it is handed on

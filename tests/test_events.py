@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from httpmw import AppResponse, Connection, Flow, MiddlewareError, NoResponseError
+from httpmw import AppResponse, Connection, Flow, MiddlewareError, NoResponseError, _context
 from httpmw.testing import ASGIViolation
 from tests.harness import (
     DISCONNECT,
@@ -1893,3 +1893,23 @@ async def test_app_that_begins_anew_when_its_client_is_gone(
     assert b"another" not in server.body
     # Where the first start was held back, nested layers may get the second one for it.
     assert outcomes == expected or (function is reads_all and outcomes == [])
+
+
+async def test_cancellation_that_comes_up_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that has an order of its own may deliver it some steps later."""
+    steps = 0
+
+    async def checkpoint() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(_context, "checkpoint", checkpoint)
+    with anyio.CancelScope() as scope:
+        assert await _context.pending_cancellation() is None
+        scope.cancel()
+        found = await _context.pending_cancellation()
+
+    assert isinstance(found, anyio.get_cancelled_exc_class())
+    assert steps == 3
