@@ -407,9 +407,12 @@ class Handshake(Edge, Exchange):
         return message
 
     def _wake(self) -> None:
-        # Nobody knows whether the server ends a `receive` over a refusal.
-        for each in self._listeners:
-            each.cancel()
+        # Nobody knows whether the server ends a `receive` over a refusal. A request that is being
+        # cancelled ends them itself, and anyio 4.16 may swallow that where a scope of a child task
+        # is cancelled as well.
+        if not _context.cancellations(self.task):
+            for each in self._listeners:
+                each.cancel()
 
     async def _replace(self, flow: AnyFlow | None, response: AppResponse, value: Response) -> None:
         try:

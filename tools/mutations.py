@@ -1057,9 +1057,16 @@ MUTATIONS = [
     Mutation(
         "a discarded app is left waiting",
         HANDSHAKE,
-        "            each.cancel()\n",
-        "            pass\n",
+        "                each.cancel()\n",
+        "                pass\n",
         tests="tests/test_handshake.py::test_a_discarded_app_is_not_left_waiting",
+    ),
+    Mutation(
+        "a discarded app is woken while its request is cancelled",
+        HANDSHAKE,
+        "        if not _context.cancellations(self.task):\n",
+        "        if True:\n",
+        tests="tests/test_handshake_schedules.py::test_a_discarded_app_that_is_cancelled_is_not_woken",
     ),
     Mutation(
         "a discarded app is told of the end before the connect",

@@ -4,6 +4,8 @@ Run the engine through millions of random schedules, and say which seeds failed.
     python -m tools.soak                        2,000,000 on asyncio and 500,000 on trio
     python -m tools.soak --asyncio 100000 --trio 0
     python -m tools.soak --replay asyncio 1234567
+    python -m tools.soak --handshakes           the same of WebSocket handshakes, with 500,000
+                                                on asyncio and 100,000 on trio
 
 What is done is written down after each piece of work, in a file that belongs to exactly this
 engine and these scenarios: a run that was stopped goes on where it was.
@@ -21,13 +23,15 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from httpmw.testing import explore
+from httpmw.testing import World, explore
 from httpmw.testing._schedule import runs
+from tests.handshake_scenario import handshake
 from tests.scenarios import engine
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +42,22 @@ HANG = 120  # seconds that no schedule takes
 PACKAGES = ("anyio", "starlette", "trio")
 
 
-def run_piece(piece: tuple[str, int, int]) -> dict[str, Any]:
+class Kind(NamedTuple):
+    """What is drawn at random, the file that it stands in, and how many schedules of it are run."""
+
+    scenario: Callable[[World], Awaitable[None]]
+    file: str
+    asyncio: int
+    trio: int
+
+
+KINDS = {
+    "requests": Kind(engine, "tests/scenarios.py", 2_000_000, 500_000),
+    "handshakes": Kind(handshake, "tests/handshake_scenario.py", 500_000, 100_000),
+}
+
+
+def run_piece(kind: str, piece: tuple[str, int, int]) -> dict[str, Any]:
     """Run the schedules of one piece; give what went wrong, on purpose and otherwise."""
     backend, first, count = piece
     struck: Counter[str] = Counter()
@@ -50,7 +69,7 @@ def run_piece(piece: tuple[str, int, int]) -> dict[str, Any]:
 
     signal.signal(signal.SIGALRM, alarm)
     signal.alarm(HANG)
-    for seed, world, error in runs(engine, range(first, first + count), backend):
+    for seed, world, error in runs(KINDS[kind].scenario, range(first, first + count), backend):
         signal.alarm(HANG)
         fault = world.conditions.fault
         struck[fault.kind if fault is not None and world.struck else "nothing"] += 1
@@ -67,10 +86,10 @@ def run_piece(piece: tuple[str, int, int]) -> dict[str, Any]:
     }
 
 
-def fingerprint() -> str:
+def fingerprint(kind: str) -> str:
     """Name what is being run: another engine or another scenario starts from the beginning."""
     digest = hashlib.sha256(sys.version.encode())
-    files = [*(ROOT / "httpmw").rglob("*.py"), ROOT / "tests/scenarios.py"]
+    files = [*(ROOT / "httpmw").rglob("*.py"), ROOT / KINDS[kind].file]
     for path in sorted(files):
         digest.update(path.read_bytes())
     for package in PACKAGES:
@@ -125,29 +144,35 @@ def show(piece: dict[str, Any]) -> None:
 def main() -> int:
     """Run what is asked for; give 1 when something failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--asyncio", type=int, default=2_000_000, help="schedules on asyncio")
-    parser.add_argument("--trio", type=int, default=500_000, help="schedules on trio")
+    parser.add_argument("--handshakes", action="store_true", help="of WebSockets, not requests")
+    parser.add_argument("--asyncio", type=int, help="schedules on asyncio")
+    parser.add_argument("--trio", type=int, help="schedules on trio")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--state", type=Path, default=ROOT / ".cache/soak")
     parser.add_argument("--replay", nargs=2, metavar=("BACKEND", "SEED"))
     options = parser.parse_args()
+    name = "handshakes" if options.handshakes else "requests"
+    kind = KINDS[name]
     if options.replay:
         backend, seed = options.replay
-        print(explore(engine, seeds=[int(seed)], backend=backend))
+        print(explore(kind.scenario, seeds=[int(seed)], backend=backend))
         return 0
 
     options.state.mkdir(parents=True, exist_ok=True)
-    state = options.state / f"{fingerprint()}.jsonl"
+    state = options.state / f"{fingerprint(name)}.jsonl"
     done = [json.loads(line) for line in state.read_text().splitlines()] if state.exists() else []
     for piece in done:
         show(piece)
-    wanted = {"asyncio": options.asyncio, "trio": options.trio}
+    wanted = {
+        backend: getattr(kind, backend) if asked is None else asked
+        for backend, asked in (("asyncio", options.asyncio), ("trio", options.trio))
+    }
     started = shown = time.monotonic()
     left = list(pieces(wanted, done))
     # A worker is renewed now and then, so that nothing it keeps can slow it down.
     fresh = multiprocessing.get_context("spawn")
     with fresh.Pool(options.workers, maxtasksperchild=20) as pool, state.open("a") as file:
-        for piece in pool.imap_unordered(run_piece, left):
+        for piece in pool.imap_unordered(partial(run_piece, name), left):
             done.append(piece)
             file.write(json.dumps(piece) + "\n")
             file.flush()
