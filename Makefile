@@ -12,7 +12,7 @@ INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
 	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees \
-	pythons pyodide show-apps inspector-load clean
+	pythons pyodide show-apps inspector-load answers clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -107,6 +107,9 @@ fastapis: $(VENV)/test.group ## run the tests of httpmw.fastapi on old and new v
 
 framing: $(VENV)/test.group ## compare 100,000 connections with a model of HTTP's framing
 	$(BIN)/python -m tools.framing $(ARGS)
+
+answers: $(VENV)/test.group ## ask the layers that answer with 1,000,000 random headers and 100,000 bodies
+	$(BIN)/python -m tools.answers $(ARGS)
 
 attack: $(VENV)/test.group ## attack gates and bodies on real servers; ARGS="--server granian"
 	$(BIN)/python -m tools.attack $(ARGS)

@@ -254,7 +254,7 @@ class CompressionMiddleware(Ready):
         if_none_match, if_match = [], []
         cookie = False
         site = referer = origin = host = b""
-        for name, value in conn["headers"]:
+        for name, value in conn.headers.raw:
             if name == b"accept-encoding":
                 accepted.append(value)
             elif name == b"if-none-match":

@@ -150,7 +150,7 @@ class CrossOriginProtectionMiddleware(Ready):
         """
         Say once that a proxy makes plain requests of handshakes: `Upgrade` ends at each hop.
         """
-        names = {name for name, _ in conn["headers"]}
+        names = {name for name, _ in conn.headers.raw}
         if b"sec-websocket-key" in names and b"upgrade" not in names:
             self._has_seen_upgrade = True
             _log.warning(
@@ -183,7 +183,7 @@ class CrossOriginProtectionMiddleware(Ready):
 
 def _told(conn: Connection[Any]) -> tuple[list[bytes], list[bytes], list[bytes]]:
     origins, hosts, sites = [], [], []
-    for name, value in conn["headers"]:
+    for name, value in conn.headers.raw:
         if not value:  # as if it were not there
             continue
         if name == b"origin":

@@ -179,22 +179,16 @@ class ETagMiddleware(Ready):
         status = response.status_code
         if status != 200 and status != 206:  # noqa: PLR1714, PLR2004 - quicker
             return
-        headers = response.headers
-        named = headers.get("etag")
-        if named is None:
-            if status == 206:  # noqa: PLR2004
-                return
-            if self._may_make(conn, response):
-                await self._make(conn, response)
-                named = headers.get("etag")
+        named, may_make = self._look(response.raw_headers)
+        if named is None and status == 200 and may_make and not self._names_nonce(conn):  # noqa: PLR2004
+            named = await self._make(conn, response)
         if named is not None and self._cache_control is not None:
-            headers.setdefault("cache-control", self._cache_control)
+            response.headers.setdefault("cache-control", self._cache_control)
         conditions = _conditions(conn)
-        if not any(conditions):
+        if conditions is _NONE or (named is None and status == 206):  # noqa: PLR2004
             return
-        found = verdict(
-            conditions, is_get=True, tag=tag_of(named), last_modified=headers.get("last-modified")
-        )
+        date = response.headers.get("last-modified")
+        found = verdict(conditions, is_get=True, tag=tag_of(named), last_modified=date)
         if found == 304:  # noqa: PLR2004
             self._not_modified(response)
         elif found == 412:  # noqa: PLR2004
@@ -206,41 +200,45 @@ class ETagMiddleware(Ready):
                 None if named is None else {"etag": named},
             )
 
-    def _may_make(self, conn: Connection[Any], response: AppResponse) -> bool:
-        length = cookie = False
-        for name, value in response.raw_headers:
+    def _look(self, headers: list[tuple[bytes, bytes]]) -> tuple[str | None, bool]:
+        """
+        Give the tag that a response has, and whether one may be made where it has none.
+        """
+        has_length = self._streams
+        may_make = True
+        for name, value in headers:  # in one pass: all responses come here
             if name == b"content-length":
-                if not value.isdigit() or int(value) > self._max_size:
-                    return False
-                length = True
+                may_make = may_make and value.isdigit() and int(value) <= self._max_size
+                has_length = True
             elif name == b"content-type":
-                if value.lower().startswith(b"text/event-stream"):
-                    return False
+                may_make = may_make and not value.lower().startswith(b"text/event-stream")
+            elif name == b"etag":
+                return value.decode("latin-1"), False
             elif name == b"cache-control":
-                if b"no-store" in value.lower():
-                    return False
+                may_make = may_make and b"no-store" not in value.lower()
             elif name == b"set-cookie":
-                cookie = True
-        if (cookie and not self._cookies) or not (length or self._streams):
-            return False
-        nonce = (conn.get("state") or {}).get("csp_nonce")
-        return not getattr(nonce, "is_used", False)
+                may_make = may_make and self._cookies
+        return None, may_make and has_length
 
-    async def _make(self, conn: Connection[Any], response: AppResponse) -> None:
-        length = response.headers.get("content-length")
+    def _names_nonce(self, conn: Connection[Any]) -> bool:
+        state = conn.get("state") or {}
+        return bool(getattr(state.get("csp_nonce"), "is_used", False))
+
+    async def _make(self, conn: Connection[Any], response: AppResponse) -> str | None:
         try:
             body = await response.read(max_size=self._max_size)
         except _errors.ResponseTooLarge:
-            return  # what was read is still sent
+            return None  # what was read is still sent
         # An application may leave out the body for a HEAD, and then nobody knows it.
-        if conn["method"] == "HEAD" and (length is None or len(body) != int(length)):
-            return
+        if conn["method"] == "HEAD" and response.headers.get("content-length") != str(len(body)):
+            return None
         made = str(Tag(self._hash(body), self._weak))
-        if tag_of(made) is None:
+        if self._hash is not _sum and tag_of(made) is None:
             raise _errors.bad_result(
                 "hash", self._hash, made, "a text in printable ASCII without quotes and spaces"
             )
-        response.headers["etag"] = made
+        response.raw_headers.append((b"etag", made.encode("latin-1")))
+        return made
 
     def _not_modified(self, response: AppResponse) -> None:
         headers = response.headers
@@ -260,7 +258,7 @@ class ETagMiddleware(Ready):
 
 def _conditions(conn: Connection[Any]) -> Conditions:
     fields: dict[bytes, list[str]] = {}
-    for name, value in conn["headers"]:
+    for name, value in conn.headers.raw:
         if name in _FIELDS:
             fields.setdefault(name, []).append(value.decode("latin-1"))
     return Conditions.of(fields) if fields else _NONE

@@ -111,7 +111,7 @@ def wants_events_alone(conn: Connection[Any]) -> bool:
     """
     Whether it is the `EventSource` of a browser that asks.
     """
-    accepted = [value for name, value in conn["headers"] if name == b"accept"]
+    accepted = [value for name, value in conn.headers.raw if name == b"accept"]
     return accepted == [b"text/event-stream"]
 
 

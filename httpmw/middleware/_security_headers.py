@@ -456,7 +456,7 @@ class SecurityHeadersMiddleware(Ready):
 
     def _has_name(self, conn: Connection[Any]) -> bool:
         host = b""
-        for name, value in conn["headers"]:
+        for name, value in conn.headers.raw:
             if name == b"host":
                 host = value
                 break
