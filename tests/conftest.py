@@ -26,7 +26,7 @@ from tests.harness import (
 )
 from tests.pairs import meeting
 
-HANG_SECONDS = 30
+HANG_SECONDS = 60
 
 VIOLATIONS: list[ASGIViolation] = []
 

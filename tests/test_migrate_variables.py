@@ -1329,10 +1329,12 @@ def test_a_wrong_moment_leaves_the_function(tmp_path: Path, monkeypatch: Any, ca
 
 
 @of_starlette
-def test_the_shapes_are_run_in_pairs() -> None:
+@pytest.mark.parametrize("part", range(4))
+def test_the_shapes_are_run_in_pairs(part: int) -> None:
     """Each of them does the same afterwards."""
+    shapes = list(HELD.values())[part::4]
     functions = []
-    for index, (before, _) in enumerate(HELD.values()):
+    for index, (before, _) in enumerate(shapes):
         body = textwrap.indent(textwrap.dedent(before).strip(), "    ")
         functions.append(
             f'@app.middleware("http")\nasync def mw{index}(request, call_next):\n{body}\n'
@@ -1345,8 +1347,8 @@ def test_the_shapes_are_run_in_pairs() -> None:
 
     verdicts = verify(conversion.source, conversion.code, conversion.conversions)
 
-    assert len(verdicts) == len(HELD)
-    assert [each.differences for each in verdicts] == [[]] * len(HELD)
+    assert len(verdicts) == len(shapes)
+    assert [each.differences for each in verdicts] == [[]] * len(shapes)
     assert {each.problem for each in verdicts} == {""}
 
 
