@@ -25,6 +25,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import httpmw.middleware
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareStack, compat
 from httpmw.cli import main
 from httpmw.fastapi import MiddlewareRouter
@@ -467,6 +468,16 @@ def test_compression_outside_of_etag(outer: Any) -> None:
 
     assert codes(wrong) == ["compression-outside-etag"]
     assert codes(right) == []
+
+
+def test_compression_of_ours_knows_of_tags() -> None:
+    """The compression of httpmw belongs outside of its tags, and is warned of inside."""
+    names = ("CompressionMiddleware", "ETagMiddleware")
+    own = [Middleware(getattr(httpmw.middleware, name)) for name in names]
+
+    assert codes(Starlette(middleware=own)) == []
+    with pytest.warns(UserWarning, match="coded bytes"):
+        assert codes(Starlette(middleware=own[::-1])) == ["order"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from httpmw._adapter import HTTPMiddleware
 from ._model import Node
 from ._where import unwrapped
 
+# Of httpmw's own, by their kinds: where they refuse is not in their own source.
+_GATES: Final = frozenset({"cross_origin"})
 _REFUSALS: Final = range(400, 500)
 _NOT_THOSE: Final = {404, 405, 413, 422}
 _NAMES: Final = (
@@ -28,6 +30,8 @@ def refuses(node: Node) -> bool:
     """
     Say whether a layer answers some requests with a refusal, without running the app.
     """
+    if node.role in _GATES:
+        return True
     function = _function_of(node)
     tree = _parsed(function)
     if tree is None:

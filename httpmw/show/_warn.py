@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from httpmw.middleware._order import _HARM
+from httpmw.middleware._order import _HARM, _kind
 
 from ._cost import cost_of_base
 from ._gate import refuses
@@ -64,8 +64,7 @@ def _base_http(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
         node.where,
         f"It stands on Starlette's BaseHTTPMiddleware: here that takes {base * 1e6:.0f} µs of each "
         f"request, where an httpmw layer takes {ours * 1e6:.1f} µs; it makes a task and a stream "
-        "for each request, and context variables that are set in it or further in are lost on the "
-        "way.",
+        "for each request, and context variables that are set further in are not seen further out.",
         "Run `httpmw migrate` over it, or import `BaseHTTPMiddleware` from `httpmw.compat`. If the "
         "class is not yours: `httpmw.compat.patch_starlette()` at start-up.",
     )
@@ -81,7 +80,7 @@ def _split_run(node: Node, outer: Sequence[Node]) -> Iterator[Remark]:
     # Those stand where Starlette puts them.
     if any(each.kind != "layer" or each.role in _FRAME for each in between):
         return
-    if not between[-1].children or any(_belongs_there(each, around) for each in between):
+    if not between[-1].children or any(map(_belongs_there, between)):
         return
     inner = between[-1].children[0]
     names = " and ".join(each.name for each in between)
@@ -101,14 +100,11 @@ def _is_ours(node: Node) -> bool:
     return node.kind == "layer" and node.style == "httpmw"
 
 
-def _belongs_there(node: Node, around: Node) -> bool:
+def _belongs_there(node: Node) -> bool:
     """
     Whether a layer stands where it stands for a reason: to move it would be another warning.
     """
-    inner = {each.role for each in _inner_layers(node)}
-    if node.role == "cors":
-        return bool(inner & _ANSWERING)
-    return node.role == "compression" and around.role in {"etag", "access_log"}
+    return node.role == "cors" and any(each.role in _ANSWERING for each in _inner_layers(node))
 
 
 def _cors_inside(node: Node, outer: Sequence[Node]) -> Iterator[Remark]:
@@ -141,7 +137,8 @@ def _cors_inside(node: Node, outer: Sequence[Node]) -> Iterator[Remark]:
 
 
 def _compression_outside_etag(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
-    if node.role != "compression" or _weakens(node):
+    # httpmw's own gives what it codes a tag of its own.
+    if node.role != "compression" or getattr(type(node.subject), "kind", "") == "compression":
         return
     for inner in _inner_layers(node):
         if inner.role == "etag":
@@ -152,13 +149,9 @@ def _compression_outside_etag(node: Node, _: Sequence[Node]) -> Iterator[Remark]
                 f"It stands outside of {inner.name}: the tag is made of the body before it is "
                 "compressed, so two different bodies have one strong ETag (RFC 9110 section "
                 "8.8.3.3), and caches mix them up.",
-                f"Register {inner.name} outside of it.",
+                "Use `httpmw.middleware.CompressionMiddleware` in its place, which gives what it "
+                "codes a tag of its own.",
             )
-
-
-def _weakens(node: Node) -> bool:
-    # A compression of httpmw's knows of tags.
-    return node.style == "httpmw" and getattr(type(node.subject), "weakens_etag", False)
 
 
 def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
@@ -190,16 +183,18 @@ def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
 
 
 def _order(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
+    # By classes that are known, not by names.
+    kind = _kind(node.subject)
     for inner in _inner_layers(node):
-        harm = _HARM.get((node.role or "", inner.role or ""))
-        if harm is None or inner.role == "cors":  # said above
+        inner_kind = _kind(inner.subject)
+        harm = _HARM.get((kind or "", inner_kind or ""))
+        if harm is None or (kind in _ANSWERING and inner_kind == "cors"):  # said above
             continue
-        if node.role == inner.role and type(node.subject) is not type(inner.subject):
-            continue
-        if node.role == inner.role:
+        if kind == inner_kind == "metrics" and type(node.subject) is not type(inner.subject):
+            continue  # for Prometheus and for OpenTelemetry
+        remedy = f"Register {inner.name} outside of it; `recommended()` gives the order."
+        if kind == inner_kind:
             remedy = "Register one of them."
-        else:
-            remedy = f"Register {inner.name} outside of it; `recommended()` gives the order."
         yield Remark(
             "order", node.name, node.where, f"It stands outside of {inner.name}: {harm}.", remedy
         )
