@@ -115,7 +115,7 @@ class InspectorMiddleware(Ready):
         path = conn["path"].removeprefix(root) if root else conn["path"]
         if path == self._path or path.startswith(f"{self._path}/"):
             return self._answered(conn, path) if self._may_see(conn) else None
-        return self._looked_at(conn)
+        return self._looked_at(conn) if self._hub.count() else None
 
     def _is_debugged(self, conn: Connection[Any]) -> bool:
         application = conn.get("app")

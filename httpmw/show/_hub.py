@@ -1,7 +1,8 @@
 # The last requests of a running application, for the inspector.
 #
-# Rule 1: what is kept is bounded: so many requests, so many spans in each, and of all that come in
-# only so many in a second are looked at layer by layer; the others are counted and listed.
+# Rule 1: what is kept is bounded: so many requests, so many spans in each; and so is what it takes:
+# of all that come in only so many in a second are looked at layer by layer, some more are listed,
+# and the others are counted and pass as if nobody were there.
 # Rule 2: a request that has ended is kept as what the page draws: names, numbers and words. No
 # object of the application is held, no body and no value of a header but of those that were named.
 # Rule 3: nobody is told anything: whoever watches comes and asks for what is new since the last
@@ -24,11 +25,31 @@ from ._read import looked_through, read
 from ._record import AFTER, BEFORE, Line, Record
 from ._warn import warnings_of
 
-# Of the requests that are looked at: how many in a second, and how many at once after a pause.
-_RATE: Final = 10.0
-_BURST: Final = 40.0
+# How many in a second, and how many at once after a pause.
+_LOOKED_AT: Final = (5.0, 50.0)
+_LISTED: Final = (50.0, 200.0)
 _MOST_SPANS: Final = 200
 _AT_A_TIME: Final = 40
+
+
+class _Share:
+    """
+    Lets so many through in a second, and some more at once after a pause.
+    """
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = self._left = burst
+        self._filled = time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._filled) * self._rate)
+        self._filled = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class Entry:
@@ -77,8 +98,8 @@ class Hub:
         self._headers = frozenset(each.lower() for each in headers)
         self._entries: deque[Entry] = deque(maxlen=keep)
         self._changes = itertools.count(1)
-        self._tokens = _BURST
-        self._refilled = time.monotonic()
+        self._looked_at = _Share(*_LOOKED_AT)
+        self._listed = _Share(*_LISTED)
         self._app: Any = None
         self._probes: Probes | None = None
         self._node: Node | None = None
@@ -127,13 +148,19 @@ class Hub:
 
     # ------------------------------------------------------------------ requests
 
-    def begin(self, conn: Connection[Any], *, whole: bool) -> Entry:
+    def count(self) -> bool:
         """
-        A request comes in; whether the *whole* of it meets the probes.
+        A request comes in; say whether it is to be listed.
         """
         self.total += 1
+        return self._listed.take()
+
+    def begin(self, conn: Connection[Any], *, whole: bool) -> Entry:
+        """
+        It is; whether the *whole* of it meets the probes.
+        """
         node = self._node
-        record = Record() if whole and node is not None and self._may_look() else None
+        record = Record() if whole and node is not None and self._looked_at.take() else None
         number = next(self._changes)
         entry = Entry(number, self._data(conn, number), record)
         if record is not None and node is not None:
@@ -141,15 +168,6 @@ class Hub:
             record.strand(entry.line, BEFORE)
         self._entries.append(entry)
         return entry
-
-    def _may_look(self) -> bool:
-        now = time.monotonic()
-        self._tokens = min(_BURST, self._tokens + (now - self._refilled) * _RATE)
-        self._refilled = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
     def _named(self, conn: Connection[Any]) -> dict[str, str]:
         return {name: value for name, value in conn.headers.items() if name in self._headers}
