@@ -34,7 +34,23 @@ IMPORT = (cst.Import, _LAZY_IMPORT)
 IMPORT_FROM = (cst.ImportFrom, _LAZY_IMPORT_FROM)
 IMPORTS = (*IMPORT, *IMPORT_FROM)
 
-_SCOPES = (cst.FunctionDef, cst.Lambda, cst.ClassDef)
+_SCOPES = {cst.FunctionDef, cst.Lambda, cst.ClassDef}
+
+
+class _Kinds(dict[type, bool]):
+    # Which types are of some classes. Those of libcst are abstract, and `isinstance` with them
+    # was half of the time of a run.
+    def __init__(self, *kinds: type[Any]) -> None:
+        super().__init__()
+        self.kinds = kinds
+
+    def __missing__(self, kind: type) -> bool:
+        self[kind] = found = issubclass(kind, self.kinds)
+        return found
+
+
+_NODES = _Kinds(cst.CSTNode)
+_kinds = functools.cache(_Kinds)
 
 
 def dotted(node: cst.CSTNode | None) -> str:
@@ -88,10 +104,11 @@ def children(node: cst.CSTNode) -> list[cst.CSTNode]:
     found: list[cst.CSTNode] = []
     for name in fields(type(node)):
         value = getattr(node, name)
-        if isinstance(value, cst.CSTNode):
-            found.append(value)
-        elif type(value) in (list, tuple):
+        kind = type(value)
+        if kind is tuple or kind is list:
             found.extend(value)
+        elif _NODES[kind]:
+            found.append(value)
     return found
 
 
@@ -99,24 +116,29 @@ def find(node: cst.CSTNode, *kinds: type[Any]) -> Iterator[Any]:
     """
     Walk over a node and all inside of it.
     """
+    wanted = _kinds(*kinds)
     stack = [node]
     while stack:
         each = stack.pop()
-        if isinstance(each, kinds):
+        if wanted[type(each)]:
             yield each
         stack.extend(reversed(children(each)))
 
 
-def own_scope(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+@functools.lru_cache(maxsize=128)
+def own_scope(node: cst.CSTNode) -> tuple[cst.CSTNode, ...]:
     """
-    Walk over the nodes inside of a node, but not into functions, lambdas and classes.
+    Give the nodes inside of a node in their order, but not into functions, lambdas and classes.
     """
+    # Kept for a while: of one function a dozen questions are asked.
+    found = []
     stack = children(node)[::-1]
     while stack:
         each = stack.pop()
-        yield each
-        if not isinstance(each, _SCOPES):
+        found.append(each)
+        if type(each) not in _SCOPES:
             stack.extend(reversed(children(each)))
+    return tuple(found)
 
 
 def module_name(path: str) -> str:

@@ -37,6 +37,7 @@ class Objects:
 
     def __init__(self, lookup: Lookup) -> None:
         self.lookup = lookup
+        self._bindings: dict[cst.FunctionDef, dict[str, list[Any]]] = {}
 
     # ------------------------------------------------------------------ functions
 
@@ -223,47 +224,59 @@ class Objects:
         Find what a name is bound to in the functions around; None where it is no local one.
         """
         for count in range(len(place.scopes), 0, -1):
-            values = list(_bound(place.scopes[count - 1], name))
+            values = self._bound(place.scopes[count - 1]).get(name)
             if values:
                 return replace(place, scopes=place.scopes[:count]), values
         return None
+
+    def _bound(self, function: cst.FunctionDef) -> dict[str, list[Any]]:
+        # Asked for the same functions again and again, of which some are whole applications.
+        if function not in self._bindings:
+            self._bindings[function] = _bindings(function)
+        return self._bindings[function]
 
     def _values(self, place: Place, values: Iterable[Any]) -> Iterator[tuple[Place, Any]]:
         return ((place, each) for each in values)
 
 
-def _bound(function: cst.FunctionDef, name: str) -> Iterator[Any]:
+def _bindings(function: cst.FunctionDef) -> dict[str, list[Any]]:
     """
-    Give what a name is bound to in a function: functions, classes, values and annotations.
+    Give what each name is bound to in a function: functions, classes, values and annotations.
 
     What is bound in another way is an `Ellipsis`, of which nothing is known; a name that is
     imported in the function is looked up as one of the file.
     """
     every = list(own_scope(function.body))
-    if any(name in _declared(node) for node in every):
-        return
     imported = {id(each.asname) for each in every if isinstance(each, cst.ImportAlias)}
+    found: dict[str, list[Any]] = {}
     for each in find(function.params, cst.Param):
-        if each.name.value == name:
-            yield cst.Ellipsis() if each.annotation is None else each.annotation
+        known = cst.Ellipsis() if each.annotation is None else each.annotation
+        found.setdefault(each.name.value, []).append(known)
     for node in every:
-        if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
-            if node.name.value == name:
-                yield node
-        elif isinstance(node, (cst.Assign, cst.AnnAssign)):
-            for target in targets(node):
-                if isinstance(target, cst.Name) and target.value == name:
-                    annotated = isinstance(node, cst.AnnAssign) and node.annotation
-                    yield annotated or node.value
-                elif name in _names_in(target):
-                    yield cst.Ellipsis()
-        elif isinstance(node, cst.NamedExpr):
-            yield from (node.value,) if dotted(node.target) == name else ()
-        elif isinstance(node, (cst.AugAssign, cst.For, cst.CompFor)):
-            if name in _names_in(node.target):
-                yield cst.Ellipsis()
-        elif isinstance(node, cst.AsName) and id(node) not in imported:
-            yield from (cst.Ellipsis(),) if name in _names_in(node.name) else ()
+        for name, value in _binds(node):
+            if id(node) not in imported:
+                found.setdefault(name, []).append(value)
+    for name in {name for node in every for name in _declared(node)}:
+        found.pop(name, None)
+    return found
+
+
+def _binds(node: cst.CSTNode) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
+        yield node.name.value, node
+    elif isinstance(node, (cst.Assign, cst.AnnAssign)):
+        annotated = isinstance(node, cst.AnnAssign) and node.annotation
+        for target in targets(node):
+            if isinstance(target, cst.Name):
+                yield target.value, annotated or node.value
+            else:
+                yield from ((name, cst.Ellipsis()) for name in _names_in(target))
+    elif isinstance(node, cst.NamedExpr):
+        yield dotted(node.target), node.value
+    elif isinstance(node, (cst.AugAssign, cst.For, cst.CompFor)):
+        yield from ((name, cst.Ellipsis()) for name in _names_in(node.target))
+    elif isinstance(node, cst.AsName):
+        yield from ((name, cst.Ellipsis()) for name in _names_in(node.name))
 
 
 def _declared(node: cst.CSTNode) -> set[str]:
