@@ -16,16 +16,15 @@ folder, and the command is run there with `--write` and once more. Told are
 * torn: functions that are not registered in the way they are written, found by names alone and
   so without the codemod's own eyes: a generator that Starlette's class gets, or a function with
   `call_next` that httpmw gets;
-* not HTTP: functions that were converted in a file that never speaks of Starlette or FastAPI, to
-  be looked at by a person;
+* not HTTP: functions that were converted in a file that never speaks of Starlette or FastAPI;
 * unclean: changed files that were clean under the project's ruff, black or isort, and are not now.
 
 With `--verify` the functions are run in pairs as well, which takes a second for each, and told are
 
-* differ: functions whose versions differ (HM180), without those of which a person has found that
-  they do (tools/migrate_differ.txt): false alarms.
+* differ: functions whose versions differ (HM180), true or not.
 
-The exit status is 1 where one of these is not 0.
+The exit status is 1 where one of these is not 0. What a person has looked at and found right, HTTP
+after all or a true difference, is named in tools/migrate_judged.txt and only counted.
 """
 
 import argparse
@@ -76,12 +75,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--verify", action="store_true", help="run the functions in pairs, too")
     options = parser.parse_args()
-    judged = set(_lines(_HERE / "migrate_differ.txt")) if options.verify else None
+    judged = set(_lines(_HERE / "migrate_judged.txt"))
     rows = []
     for name, commit in _pointers(options.pointers):
         if options.only and name not in options.only:
             continue
-        row = _run(name, commit, options.mirror, judged)
+        row = _run(name, commit, options.mirror, judged, verify=options.verify)
         rows.append(row)
         print(f"{name}: {_told(row)}", flush=True)
         if options.json:
@@ -117,7 +116,7 @@ def _told(row: Row) -> str:
     )
 
 
-def _run(name: str, commit: str, mirror: Path, judged: set[str] | None) -> Row:
+def _run(name: str, commit: str, mirror: Path, judged: set[str], *, verify: bool) -> Row:
     folder = name.replace("/", "+")
     places = (mirror / folder / "repo", mirror / f"{folder}.git", mirror / folder)
     git = next((each for each in places if (each / "HEAD").exists()), None)
@@ -128,12 +127,11 @@ def _run(name: str, commit: str, mirror: Path, judged: set[str] | None) -> Row:
         (tree / ".git").mkdir(parents=True)  # where a project ends
         if not _taken_out(git, commit, tree):
             return {"name": name, "missing": f"no commit {commit}"}
-        row = {"name": name, "commit": commit, **_converted(tree, verify=judged is not None)}
-    if judged is not None:
-        row["truly"] = [
-            each for each in row["differ"] if f"{name} {each.partition(': ')[0]}" in judged
-        ]
-        row["differ"] = [each for each in row["differ"] if each not in row["truly"]]
+        row = {"name": name, "commit": commit, **_converted(tree, verify=verify)}
+    for kind in ("not_http", "differ"):
+        told = row[kind]
+        row[kind] = [each for each in told if f"{name} {each.partition(': ')[0]}" not in judged]
+        row[f"{kind}_judged"] = len(told) - len(row[kind])
     return row
 
 
@@ -189,7 +187,7 @@ def _converted(tree: Path, *, verify: bool) -> Row:
     row["again"] = [each["path"] for each in again["files"] if each["changed"]]
     row["torn"] = sorted(_torn(tree, changed))
     row["not_http"] = [
-        f"{each['path']}:{one['line']} {one['qualname']}"
+        f"{each['path']} {one['qualname']}"
         for each in changed
         for one in each["conversions"]
         if not _HTTP.search(sources[each["path"]].decode("utf-8", "replace"))

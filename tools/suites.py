@@ -66,12 +66,12 @@ class Result:
         return next(reasons, None)
 
     def __str__(self) -> str:
-        plain, changed = _words(_sum(self.plain)), _words(_sum(self.changed))
+        plain, changed = words(total(self.plain)), words(total(self.changed))
         title = f"{self.suite.name}: {plain} without, {changed} with"
         return "\n  ".join([title, *map(self._line, self._changed()), self._last_line()])
 
     def _line(self, test: str) -> str:
-        plain, changed = _words(self.plain.get(test)), _words(self.changed.get(test))
+        plain, changed = words(self.plain.get(test)), words(self.changed.get(test))
         reason = self._reason(test)
         return f"{test}: {plain} without, {changed} with{f'; {reason}' if reason else ''}"
 
@@ -96,8 +96,8 @@ def run_twice(suite: Suite, source: Path, work: Path, plugin: str) -> Result:
     python = _environment(suite, source, work / suite.name)
     return Result(
         suite,
-        plain=_outcomes(suite, source, python, work / suite.name / "plain.xml", ()),
-        changed=_outcomes(suite, source, python, work / suite.name / "changed.xml", ("-p", plugin)),
+        plain=outcomes(suite, source, python, work / suite.name / "plain.xml", ()),
+        changed=outcomes(suite, source, python, work / suite.name / "changed.xml", ("-p", plugin)),
     )
 
 
@@ -111,7 +111,7 @@ def report(results: Iterable[Result]) -> None:
     failed = False
     for result in results:
         print(result, flush=True)
-        failed |= bool(result.differences) or not _sum(result.plain)["passed"]
+        failed |= bool(result.differences) or not total(result.plain)["passed"]
     if failed:
         raise SystemExit(1)
 
@@ -120,26 +120,28 @@ def _environment(suite: Suite, source: Path, folder: Path) -> Path:
     python = folder / "venv" / "bin" / "python"
     if not (folder / "installed").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _run(sys.executable, "-m", "venv", "--clear", str(folder / "venv"))
-        _run(python, *PIP, "install", "--upgrade", "pip>=25.1")
-        _run(python, *PIP, "install", *suite.install, cwd=source)
+        run(sys.executable, "-m", "venv", "--clear", str(folder / "venv"))
+        run(python, *PIP, "install", "--upgrade", "pip>=25.1")
+        run(python, *PIP, "install", *suite.install, cwd=source)
         (folder / "installed").touch()
     # A copy, not a link: the folder with our own `tests` must not be on the path of theirs.
-    _run(python, *PIP, "install", "--force-reinstall", "--no-deps", str(ROOT))
+    run(python, *PIP, "install", "--force-reinstall", "--no-deps", str(ROOT))
     return python
 
 
-def _run(*command: str | Path, cwd: Path | None = None) -> None:
+def run(*command: str | Path, cwd: Path | None = None) -> None:
     subprocess.run(command, cwd=cwd, check=True)
 
 
-def _outcomes(
+def outcomes(
     suite: Suite, source: Path, python: Path, xml: Path, plugin: tuple[str, ...]
 ) -> Outcomes:
     xml.unlink(missing_ok=True)
     output = xml.with_suffix(".log")
     command = [python, "-m", "pytest", *plugin, *suite.arguments, f"--junitxml={xml}", *suite.tests]
-    environment = {**os.environ, "PYTHONPATH": str(TOOLS), "PYTHONDONTWRITEBYTECODE": "1"}
+    # In `src` is what a suite has not installed.
+    path = os.pathsep.join((str(TOOLS), str(source / "src")))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     with output.open("w") as file:
         # A suite with failures of its own is compared all the same.
         subprocess.run(  # noqa: PLW1510 - its exit code says nothing that the outcomes do not
@@ -160,11 +162,11 @@ def _read(xml: Path) -> Iterator[tuple[str, str]]:
         yield f"{case.get('classname')}::{case.get('name')}", min(kinds, default="passed")
 
 
-def _sum(outcomes: Outcomes) -> Counter[str]:
+def total(outcomes: Outcomes) -> Counter[str]:
     return sum(outcomes.values(), Counter())
 
 
-def _words(outcomes: Counter[str] | None) -> str:
+def words(outcomes: Counter[str] | None) -> str:
     if not outcomes:
         return "not run"
     return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
