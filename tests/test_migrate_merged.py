@@ -203,6 +203,47 @@ def test_a_type_comment_that_is_wrong_goes() -> None:
     assert "# type: (" not in converted(below)
 
 
+@pytest.mark.parametrize("comma", [",", ""])
+def test_a_comment_stays_with_its_parameter(comma: str) -> None:
+    """That of `call_next` goes with it, and none of them is put behind another one."""
+    source = (
+        '@app.middleware("http")\n'
+        "async def mw(\n"
+        "    request,  # the request\n"
+        f"    call_next{comma}  # what is further in\n"
+        "):\n"
+        "    return await call_next(request)\n"
+    )
+    code = converted(source)
+    assert f"    request: Connection{comma}  # the request\n) -> Flow:\n" in code
+    assert "further in" not in code
+    before = source.replace(f"    call_next{comma}  # what is further in\n", "    call_next\n")
+    assert "  # the request\n" in converted(before)
+
+
+def test_a_type_comment_of_a_parameter_is_its_annotation() -> None:
+    """That of the request is dropped; that of another parameter of a helper stays."""
+    source = (
+        '@app.middleware("http")\n'
+        "async def mw(\n"
+        "    request,  # type: Request\n"
+        "    call_next,  # type: Callable\n"
+        "):\n"
+        "    # type: (...) -> Response\n"
+        "    return await helper(request, 3, call_next)\n"
+        "async def helper(\n"
+        "    request,  # type: Request\n"
+        "    limit,  # type: int\n"
+        "    call_next,  # type: Callable\n"
+        "):\n"
+        "    return await call_next(request)\n"
+    )
+    code = converted(source)
+    assert "mw(\n    request: Connection,\n) -> Flow:\n" in code
+    assert "helper(\n    request: Connection,\n    limit,  # type: int\n) -> Flow:\n" in code
+    assert code.count("# type:") == 1
+
+
 def test_a_body_on_the_line_of_its_def_has_no_path_without_a_response() -> None:
     """`async def mw(request, call_next): return ...` always answers."""
     source = (

@@ -308,12 +308,13 @@ def _name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
-def _command(tree: Path, **options: bool) -> Row | None:
+def _command(tree: Path, *, write: bool = False, verify: bool = False) -> Row | None:
     # In this process: starting it anew for each of three runs was most of the time.
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(tree):
         try:
-            status = run(Options(paths=["."], as_json=True, **options), out, err)
+            options = Options(paths=["."], as_json=True, write=write, verify=verify)
+            status = run(options, out, err)
         except Exception:  # noqa: BLE001 - what the command would end with
             traceback.print_exc()
             return None

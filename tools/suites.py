@@ -138,7 +138,8 @@ def outcomes(
 ) -> Outcomes:
     xml.unlink(missing_ok=True)
     output = xml.with_suffix(".log")
-    command = [python, "-m", "pytest", *plugin, *suite.arguments, f"--junitxml={xml}", *suite.tests]
+    options = [*plugin, *suite.arguments, f"--junitxml={xml}", *suite.tests]
+    command: list[str | Path] = [python, "-m", "pytest", *options]
     # In `src` is what a suite has not installed.
     path = os.pathsep.join((str(TOOLS), str(source / "src")))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}

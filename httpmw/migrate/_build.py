@@ -20,6 +20,7 @@ __all__ = [
     "attribute",
     "check",
     "compared",
+    "first_line",
     "has_comment",
     "in_parentheses",
     "is_empty",
@@ -27,12 +28,16 @@ __all__ = [
     "space",
     "split_leading",
     "unused",
+    "with_first_line",
     "without",
 ]
 
 Statement: TypeAlias = cst.SimpleStatementLine | cst.BaseCompoundStatement
 Small: TypeAlias = cst.BaseSmallStatement
 Piece: TypeAlias = cst.BaseSmallStatement | cst.BaseCompoundStatement
+
+# Where an argument or a parameter without a comma has what is behind it.
+_AFTER = ("whitespace_after_arg", "whitespace_after_param")
 
 
 def without(items: Sequence[Any], position: int) -> list[Any]:
@@ -41,13 +46,50 @@ def without(items: Sequence[Any], position: int) -> list[Any]:
     """
     rest = [*items[:position], *items[position + 1 :]]
     if position == len(items) - 1 and rest:
-        # The new last one ends as the old last one did.
-        last: dict[str, Any] = {"comma": items[position].comma}
-        for name in ("whitespace_after_arg", "whitespace_after_param"):
-            if hasattr(items[position], name):
-                last[name] = getattr(items[position], name)
-        rest[-1] = rest[-1].with_changes(**last)
+        # The new last one ends as the old last one did, and keeps the comment that is its own.
+        rest[-1] = _ended(rest[-1], items[position], first_line(rest[-1]))
     return rest
+
+
+def first_line(item: Any) -> cst.TrailingWhitespace | None:
+    """
+    Give what is behind an item of a list on its line, where the line ends there.
+    """
+    after = _after(item)
+    return after.first_line if isinstance(after, cst.ParenthesizedWhitespace) else None
+
+
+def with_first_line(item: Any, line: cst.TrailingWhitespace) -> Any:
+    """
+    Put something else behind an item whose line ends there.
+    """
+    return _with_after(item, _after(item).with_changes(first_line=line))
+
+
+def _ended(item: Any, old: Any, own: cst.TrailingWhitespace | None) -> Any:
+    changes: dict[str, Any] = {"comma": old.comma}
+    for name in _AFTER:
+        if hasattr(old, name):
+            changes[name] = getattr(old, name)
+    ended = item.with_changes(**changes)
+    if own is None:
+        return ended
+    if first_line(ended) is not None:
+        return with_first_line(ended, own)
+    # Behind a comment the line has to end.
+    return item if own.comment is not None else ended
+
+
+def _after(item: Any) -> Any:
+    if isinstance(item.comma, cst.Comma):
+        return item.comma.whitespace_after
+    return next((getattr(item, name) for name in _AFTER if hasattr(item, name)), None)
+
+
+def _with_after(item: Any, after: cst.BaseParenthesizableWhitespace) -> Any:
+    if isinstance(item.comma, cst.Comma):
+        return item.with_changes(comma=item.comma.with_changes(whitespace_after=after))
+    return item.with_changes(**{name: after for name in _AFTER if hasattr(item, name)})
 
 
 def attribute(value: str, name: str) -> cst.Attribute:

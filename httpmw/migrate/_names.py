@@ -50,7 +50,11 @@ class _Kinds(dict[type, bool]):
 
 
 _NODES = _Kinds(cst.CSTNode)
-_kinds = functools.cache(_Kinds)
+
+
+@functools.cache
+def _kinds(kinds: tuple[type[Any], ...]) -> _Kinds:
+    return _Kinds(*kinds)
 
 
 def dotted(node: cst.CSTNode | None) -> str:
@@ -116,7 +120,7 @@ def find(node: cst.CSTNode, *kinds: type[Any]) -> Iterator[Any]:
     """
     Walk over a node and all inside of it.
     """
-    wanted = _kinds(*kinds)
+    wanted = _kinds(kinds)
     stack = [node]
     while stack:
         each = stack.pop()

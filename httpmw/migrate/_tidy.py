@@ -10,7 +10,7 @@ import libcst as cst
 from ._edit import replaced
 from ._names import find
 
-__all__ = ["tidied"]
+__all__ = ["is_type", "tidied", "without_type"]
 
 
 def tidied(function: cst.FunctionDef) -> cst.FunctionDef:
@@ -28,17 +28,17 @@ def tidied(function: cst.FunctionDef) -> cst.FunctionDef:
         if any(_receives(small) for small in line.body):
             kept = mapping.get(id(line), line)
             mapping[id(line)] = kept.with_changes(
-                trailing_whitespace=_without_type(kept.trailing_whitespace)
+                trailing_whitespace=without_type(kept.trailing_whitespace)
             )
     new: cst.FunctionDef = replaced(function, mapping) if mapping else function
     body = new.body
     if isinstance(body, cst.IndentedBlock):
         lines = list(body.body)
-        header = _without_type(body.header)
+        header = without_type(body.header)
         # The comment may stand on a line of its own.
         first: Any = lines[0] if lines else None
         above = getattr(first, "leading_lines", ())
-        if above and _is_type(above[0].comment):
+        if above and is_type(above[0].comment):
             lines[0] = first.with_changes(leading_lines=above[1:])
         if header is not body.header or lines != list(body.body):
             new = new.with_changes(body=body.with_changes(header=header, body=lines))
@@ -60,13 +60,19 @@ def _unread(small: Any, names: Counter[str]) -> Any:
     return cst.Expr(small.value, semicolon=small.semicolon)
 
 
-def _without_type(space: cst.TrailingWhitespace) -> cst.TrailingWhitespace:
-    if not _is_type(space.comment):
+def without_type(space: cst.TrailingWhitespace) -> cst.TrailingWhitespace:
+    """
+    Drop a type comment from the end of a line.
+    """
+    if not is_type(space.comment):
         return space
     return space.with_changes(comment=None, whitespace=cst.SimpleWhitespace(""))
 
 
-def _is_type(comment: cst.Comment | None) -> bool:
+def is_type(comment: cst.Comment | None) -> bool:
+    """
+    Tell whether it is a type comment (PEP 484), and not `type: ignore`.
+    """
     if comment is None:
         return False
     text = comment.value[1:].lstrip()

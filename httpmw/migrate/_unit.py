@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import libcst as cst
 
 from . import _flow, _scan, _state
-from ._build import without
+from ._build import first_line, with_first_line, without
 from ._certain import Certain
 from ._held import Held, hold
 from ._module import Place
@@ -16,7 +16,7 @@ from ._names import dotted, find, is_http_decorator, last_name, own_scope
 from ._parameters import own_parameters
 from ._rewrite import Rewriter, Spelling
 from ._scan import Problem, Site, snippet
-from ._tidy import tidied
+from ._tidy import is_type, tidied, without_type
 
 if TYPE_CHECKING:
     from ._lookup import Lookup
@@ -393,14 +393,16 @@ class Unit:
         changes: dict[str, Any] = {}
         for group in ("posonly_params", "params", "kwonly_params"):
             members = list(getattr(params, group))
-            for position, each in enumerate(members):
-                if each.name.value == self.call_next:
-                    members = without(members, position)
-                    break
-            changed = [
+            # First, while the comment behind the request is the request's.
+            members = [
                 self._as_connection(each, spelling) if each.name.value == self.request else each
                 for each in members
             ]
+            changed = members
+            for position, each in enumerate(members):
+                if each.name.value == self.call_next:
+                    changed = without(members, position)
+                    break
             changes[group] = changed
         was_last = params.kwonly_params and not changes["kwonly_params"]
         if was_last and not isinstance(params.star_arg, cst.Param):
@@ -410,8 +412,12 @@ class Unit:
     def _as_connection(self, param: cst.Param, spelling: Spelling) -> cst.Param:
         annotation = param.annotation
         connection = spelling("Connection")
+        line = first_line(param)
+        is_typed = line is not None and is_type(line.comment)
+        if line is not None and is_typed:
+            param = with_first_line(param, without_type(line))
         if annotation is None:
-            if self.registered == "delegation":
+            if self.registered == "delegation" and not is_typed:
                 return param
             return param.with_changes(annotation=cst.Annotation(connection))
         if not _is_request(annotation.annotation):
