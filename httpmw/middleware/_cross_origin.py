@@ -163,7 +163,7 @@ class CrossOriginProtectionMiddleware(Ready):
     def _report(self, conn: Connection[Any], reason: str) -> None:
         origins, hosts, sites = _told(conn)
         hint = ""
-        if any(map(_is_behind_a_proxy, hosts)) and reason != "no Origin":
+        if reason == "Origin" and any(map(_is_behind_a_proxy, hosts)):
             hint = (
                 "; where a proxy has put its own address there, let it pass the client's:"
                 " `proxy_set_header Host $host` (nginx), `ProxyPreserveHost On` (Apache)"
