@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,23 @@ async def test_a_stack(installed: bool) -> None:
     assert ("members_only" in names) is installed
     assert step(found, "marked").changed == ("response +x-marked",)
     assert adds_up(found)
+
+
+def test_an_edit_that_is_under_way_comes_first() -> None:
+    """Probes wait for an edit of a stack in another thread, so that none is lost."""
+    stack = MiddlewareStack(fresh, [waiting])
+    probes = Probes(read(stack))
+    putting = threading.Thread(target=probes.put)
+    with stack.edit() as draft:
+        putting.start()
+        putting.join(0.1)
+        assert putting.is_alive()
+        draft.add(marked)
+    putting.join()
+
+    assert [each.name for each in stack] == ["marked", "waiting"]
+    probes.remove()
+    assert [each.name for each in stack] == ["marked", "waiting"]
 
 
 async def test_nothing_is_left_behind() -> None:

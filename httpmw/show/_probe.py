@@ -148,7 +148,6 @@ class Probes:
 
     Args:
         root: Its tree.
-        outermost: The layer from which on it is looked at; None: all of it.
     """
 
     def __init__(self, root: Node) -> None:
@@ -171,8 +170,9 @@ class Probes:
         Take all of them out again.
         """
         for stack, chain in self._chains:
-            if stack._chain is chain:  # else it has been edited, and they are gone
-                stack._publish(stack._chain.slots)
+            with stack._lock:
+                if stack._chain is chain:  # else it has been edited, and they are gone
+                    stack._publish(stack._chain.slots)
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -213,7 +213,8 @@ class Probes:
             if node.links and not node.children:  # the endpoint of a route
                 self._put(node, 0, line, node)
         for stack, nodes in stacks.items():
-            self._put_into_stack(stack, nodes)
+            with stack._lock:  # an edit that is under way comes first
+                self._put_into_stack(stack, nodes)
 
     def _put(self, node: Node, place: int, line: Node, inner: Node) -> bool:
         """

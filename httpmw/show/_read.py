@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
-import starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
@@ -269,17 +269,14 @@ class _Reader:
         """
         Find how a layer was registered: they are built in the order of the list.
         """
-        cls = type(app)
         for place, spec in enumerate(self._specs):
             made = unwrapped(spec.cls)
-            if made is cls or (isinstance(made, type) and isinstance(app, made)):
-                del self._specs[: place + 1]
-                return spec
-            if (
-                isinstance(app, FunctionType)
-                and getattr(made, "__qualname__", None)
-                == (app.__qualname__.partition(".<locals>")[0])
-            ):
+            if isinstance(app, FunctionType):  # what a factory has given
+                name = app.__qualname__.partition(".<locals>")[0]
+                found = getattr(made, "__qualname__", None) == name
+            else:
+                found = isinstance(made, type) and isinstance(app, made)
+            if found:
                 del self._specs[: place + 1]
                 return spec
         return None
@@ -315,17 +312,10 @@ def _get(subject: Any, name: str) -> Any:
 
 def _title(app: Any) -> str:
     name, title = type(app).__name__, getattr(app, "title", None)
-    version = getattr(_module_of(type(app)), "__version__", None)
-    if version is None and name == "Starlette":
-        version = starlette.__version__
+    package = sys.modules.get(type(app).__module__.partition(".")[0])
+    version = getattr(package, "__version__", None)
     named = f"{name} {version}" if version and name in {"FastAPI", "Starlette"} else name
     return f"{named} {title!r}" if isinstance(title, str) and title != name else named
-
-
-def _module_of(cls: type) -> Any:
-    import sys  # noqa: PLC0415 - for this alone
-
-    return sys.modules.get(cls.__module__.partition(".")[0])
 
 
 def _name(subject: Any) -> str:
