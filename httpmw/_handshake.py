@@ -164,7 +164,7 @@ class EdgeOf(Edge):
         self.websocket_send = send
 
 
-class Handshake(Edge, Exchange):
+class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
     """
     One WebSocket handshake in one adapter; of several, in the outermost.
 
@@ -187,7 +187,7 @@ class Handshake(Edge, Exchange):
     # ------------------------------------------------------------------ what is different
 
     @property
-    def websocket_scope(self) -> Scope:  # type: ignore[override]
+    def websocket_scope(self) -> Scope:  # type: ignore[override]  # pyrefly: ignore[bad-override]
         return self.scope_given_to(0)
 
     def as_http(self, scope: Scope) -> Scope:
