@@ -12,7 +12,7 @@ INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
 	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees \
-	pythons pyodide show-apps inspector-load answers browser clean
+	pythons pyodide show-apps inspector-load answers browser proxies clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ answers: $(VENV)/test.group ## ask the layers that answer with 1,000,000 random 
 
 browser: $(VENV)/test.group ## see what Chromium makes of headers, codings and origins; needs chromium, openssl
 	$(BIN)/python -m tools.browser $(ARGS)
+
+proxies: $(VENV)/test.group ## see what nginx, HAProxy, Apache, Caddy and Varnish make of answers; those that are here
+	$(BIN)/python -m tools.proxies $(ARGS)
 
 attack: $(VENV)/test.group ## attack gates and bodies on real servers; ARGS="--server granian"
 	$(BIN)/python -m tools.attack $(ARGS)
