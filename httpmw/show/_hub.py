@@ -27,7 +27,7 @@ from ._warn import warnings_of
 
 # How many in a second, and how many at once after a pause.
 _LOOKED_AT: Final = (5.0, 50.0)
-_LISTED: Final = (50.0, 200.0)
+_LISTED: Final = (20.0, 200.0)
 _MOST_SPANS: Final = 200
 _AT_A_TIME: Final = 40
 
