@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--server", nargs="+", default=[*SERVERS], choices=SERVERS)
     parser.add_argument("--count", type=int, default=10, help="refused uploads of each pair")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and what it started ends as well
     path = f"{os.environ['PATH']}:/usr/sbin"
     here = [name for name in options.only if shutil.which(name, path=path) is not None]
     for name in options.only:
