@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
-	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees \
+	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
 	pythons pyodide show-apps inspector-load answers browser proxies clean
 
 help: ## show this list
@@ -86,6 +86,9 @@ migrate-fuzz: $(VENV)/test.group ## convert generated middleware and run it in p
 
 migrate-trees: $(VENV)/test.group ## convert whole public trees; ARGS="FOLDER" of their git directories
 	$(BIN)/python -m tools.migrate_trees $(ARGS)
+
+migrate-suites: $(VENV)/test.group ## run suites of others before and after the codemod; ARGS="FOLDER" as there
+	$(BIN)/python -m tools.migrate_suites .cache/migrate-suites $(ARGS)
 
 load: $(VENV)/test.group ## ask a real server for half an hour; ARGS="--minutes 1 --server granian"
 	$(BIN)/python tools/load.py $(ARGS)

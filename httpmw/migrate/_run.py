@@ -227,7 +227,7 @@ def _add_others(project: Project, files: dict[str, File | None], result: Result)
             continue
         try:
             data = Path(path).read_bytes()
-            if any(pattern.search(data) and text in data for pattern, text in patterns):
+            if any(text in data and pattern.search(data) for pattern, text in patterns):
                 files[path] = other = decoded(path, data)
                 _add(project, other, result)
         except (OSError, Unusable):
