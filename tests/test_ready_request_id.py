@@ -623,8 +623,13 @@ def test_sentry_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-def test_the_traceback_that_uvicorn_logs(lines: list[str], anyio_backend: str) -> None:
+def test_the_traceback_that_uvicorn_logs(
+    lines: list[str], anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The traceback of an unhandled exception, which uvicorn logs, has the id."""
+    # Another server in this process may have set them.
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -632,7 +637,7 @@ def test_the_traceback_that_uvicorn_logs(lines: list[str], anyio_backend: str) -
     async def endpoint() -> None:
         raise RuntimeError("broken")
 
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off")
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="info", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
