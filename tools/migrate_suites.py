@@ -40,6 +40,7 @@ _SUITES = {
     "perdy/starlette-prometheus 3d2f82e136116c78c66db653b6f6a0b262ad6d89": ("tests",),
     "bigbag/starlette-i18n 069260f31b7739b2f7916c359c03763ff15af480": ("tests",),
     "lst4rk/auditry 594b05e92b55fec32b89ef92322762a69b541fc0": ("tests",),
+    "HydroX-labs/gt8004-sdk f2a1067972a13ce5eff3ea25c918afe15b6590a1": ("tests",),
     "watchingwhileusleep/x-request-id-middleware 11df4cc42d68e50b7b748d0487c742db0b51b6cf": (
         "tests",
     ),
