@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from functools import partial
 from inspect import isasyncgen, isawaitable
+from io import BytesIO
 from types import CodeType, CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,6 +89,17 @@ class CachedRequest(LayerRequest[Any]):
     def _body(self, body: bytes) -> None:
         self.__dict__["_body"] = body
         self._taken = True
+
+    async def body(self) -> bytes:
+        """
+        Read the whole body, as Starlette does, but without a list of its chunks (issue 26, A5).
+        """
+        if "_body" not in self.__dict__:
+            whole = BytesIO()
+            async for chunk in self.stream():
+                whole.write(chunk)
+            self._body = whole.getvalue()
+        return self._body
 
     async def _take(self) -> Message:
         self._taken = True
