@@ -86,6 +86,7 @@ MEANT = {
     "two `receive()` when the response is complete": ("2 of 2", "it stays seen, for everyone"),
     "`receive()` after the response": ("disconnect", "it stays seen"),
     "headers that are an iterator": ("200, there", "httpmw keeps them as a list"),
+    "a body with status 204": ("taken; 204", "none may be sent, RFC 9110 section 15.3.5"),
     "app ends without a response": ("500", "`NoResponseError` is raised to the server"),
 }
 # What a server does now so and now so, without layers as well.
