@@ -401,7 +401,7 @@ async def test_a_layer_that_cannot_be_parted_is_named() -> None:
 
 
 async def test_repeat() -> None:
-    """With *repeat* it is sent as often, and times are medians."""
+    """With *repeat* it is sent as often; the run in the middle is told, so that times add up."""
     asked = []
 
     async def counting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -412,8 +412,30 @@ async def test_repeat() -> None:
 
     assert asked == ["http"] * 5
     assert found.repeated == 5
+    assert adds_up(found)
     with pytest.raises(ValueError, match="from 1 on"):
         await explain(ok, repeat=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("/", "no route was asked for"), ("/open", "route /open"), ("/else", "no route was matched")],
+)
+async def test_what_is_said_of_the_route(path: str, words: str) -> None:
+    """A route that a layer in front did not ask for is none that does not exist."""
+
+    async def gate(conn: Connection) -> Flow:
+        if conn.url.path == "/":
+            yield PlainTextResponse("no", 403)
+        else:
+            yield
+
+    app = Starlette(
+        routes=[Route("/", PlainTextResponse("all")), Route("/open", PlainTextResponse("open"))],
+        middleware=[Middleware(HTTPMiddleware, dispatch=gate)],
+    )
+
+    assert words in str(await explain(app, "GET", path))
 
 
 async def test_time_spent_waiting_belongs_to_the_one_that_waits() -> None:

@@ -73,7 +73,11 @@ def add_explain(commands: Any) -> None:
     )
     parser.add_argument("-d", "--data", default="", help="the body; @FILE reads it from a file")
     parser.add_argument(
-        "--repeat", type=int, default=1, metavar="N", help="send it N times and give medians"
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="send it N times and tell of the run whose time is the median",
     )
     parser.add_argument("--html", metavar="FILE", help="write one page with a waterfall")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -27,7 +27,12 @@ def _lines(found: Explanation) -> Iterator[str]:
     if found.status is not None and found.exception is not None:
         head += f", then {found.exception}"
     yield f"{head}, {found.bytes_sent} bytes, {_ms(found.seconds)} ms{_times(found)}"
-    yield f"route {found.route}" if found.route else "no route was matched"
+    if found.route:
+        yield f"route {found.route}"
+    elif any(each.kind == "router" for each in found.steps):
+        yield "no route was matched"
+    else:
+        yield "no route was asked for"
     yield ""
     names = [each.name for each in found.steps]
     name = min(max([len(each) for each in [*names, "in the client"]]), _NAME)

@@ -172,12 +172,13 @@ def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
         )
     else:
         remedy = 'Have it look at `scope["type"] == "websocket"` too, or guard those routes.'
+    what = f"routes {listed} are" if len(sockets) > 1 else f"route {listed} is"
     yield Remark(
         "http-only-gate",
         node.name,
         node.where,
-        f"It refuses requests and sees HTTP only: the WebSocket routes {listed} are open "
-        "to those whom it refuses.",
+        f"It refuses requests and sees HTTP only: the WebSocket {what} open to those whom it "
+        "refuses.",
         remedy,
     )
 
