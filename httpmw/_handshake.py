@@ -407,12 +407,17 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
         return message
 
     def _wake(self) -> None:
-        # Nobody knows whether the server ends a `receive` over a refusal. A request that is being
-        # cancelled ends them itself, and anyio 4.16 may swallow that where a scope of a child task
-        # is cancelled as well.
-        if not _context.cancellations(self.task):
-            for each in self._listeners:
-                each.cancel()
+        # Nobody knows whether the server ends a `receive` over a refusal. A cancellation of the
+        # request comes first, a turn of the loop earlier: anyio 4.16 may swallow it where a scope
+        # of a child task is cancelled as well. Those whom it has not ended are woken.
+        if self.loop is not None and _context.cancellations(self.task):
+            self.loop.call_soon(self._wake_now)
+        else:
+            self._wake_now()
+
+    def _wake_now(self) -> None:
+        for each in self._listeners:
+            each.cancel()
 
     async def _replace(self, flow: AnyFlow | None, response: AppResponse, value: Response) -> None:
         try:

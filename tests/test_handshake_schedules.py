@@ -26,6 +26,12 @@ def test_a_discarded_app_that_is_cancelled_is_not_woken() -> None:
     assert explore(handshake, seeds=seeds)["cancellation"] == len(seeds)
 
 
+def test_a_discarded_app_is_woken_behind_a_cancellation() -> None:
+    """A cancellation that a layer swallows does not end those who listen."""
+    seeds = [1_108_024, 1_233_273]
+    assert explore(handshake, seeds=seeds)["cancellation"] == len(seeds)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("refuses", [False, True])
 def test_every_fault_of_a_handshake(backend: str, refuses: bool) -> None:

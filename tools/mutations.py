@@ -1057,16 +1057,23 @@ MUTATIONS = [
     Mutation(
         "a discarded app is left waiting",
         HANDSHAKE,
-        "                each.cancel()\n",
-        "                pass\n",
+        "            each.cancel()\n",
+        "            pass\n",
         tests="tests/test_handshake.py::test_a_discarded_app_is_not_left_waiting",
     ),
     Mutation(
         "a discarded app is woken while its request is cancelled",
         HANDSHAKE,
-        "        if not _context.cancellations(self.task):\n",
-        "        if True:\n",
+        "        if self.loop is not None and _context.cancellations(self.task):\n",
+        "        if False:\n",
         tests="tests/test_handshake_schedules.py::test_a_discarded_app_that_is_cancelled_is_not_woken",
+    ),
+    Mutation(
+        "a discarded app is not woken where its request was cancelled",
+        HANDSHAKE,
+        "            self.loop.call_soon(self._wake_now)\n",
+        "            pass\n",
+        tests="tests/test_handshake_schedules.py::test_a_discarded_app_is_woken_behind_a_cancellation",
     ),
     Mutation(
         "a discarded app is told of the end before the connect",
