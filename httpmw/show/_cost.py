@@ -13,27 +13,15 @@ import anyio
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from httpmw._adapter import Flow, HTTPMiddleware
 from httpmw._connection import Connection
 
+from ._client import Exchange
+
 _ROUNDS: Final = 150
 _WARM_UP: Final = 20
-_SCOPE: Final[dict[str, Any]] = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.3"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "path": "/",
-    "raw_path": b"/",
-    "query_string": b"",
-    "root_path": "",
-    "headers": [],
-    "client": None,
-    "server": None,
-}
 
 
 @functools.cache
@@ -61,9 +49,9 @@ async def _measure(apps: list[ASGIApp]) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in apps]
     for turn in range(_ROUNDS):
         for app, taken in zip(apps, times, strict=True):
-            scope = dict(_SCOPE)
+            request = Exchange("GET", "/", (), b"", {})
             began = time.perf_counter()
-            await app(scope, _receive, _send)
+            await request.run(app)
             if turn >= _WARM_UP:
                 taken.append(time.perf_counter() - began)
     return times
@@ -72,14 +60,6 @@ async def _measure(apps: list[ASGIApp]) -> list[list[float]]:
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"ok"})
-
-
-async def _receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def _send(message: Message) -> None:
-    pass
 
 
 async def _call_next(request: Request, call_next: Callable[[Any], Awaitable[Response]]) -> Response:

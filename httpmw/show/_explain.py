@@ -212,26 +212,26 @@ async def _explain(  # noqa: PLR0913, PLR0917 - see above
         route=route_of(lines),
         seconds=record.took or 0.0,
         client_seconds=sum(record.client.times),
-        steps=tuple(step(each, each.times) for each in lines),
+        steps=tuple(step(each) for each in lines),
         not_reached=tuple(not_reached(lines)),
         merged=tuple(each.name for each in probes.merged),
-        spans=tuple(spans_of(record)),
+        spans=tuple(spans_of(record, lines)),
         repeated=len(asked),
     )
 
 
-def spans_of(record: Record) -> list[tuple[int, str, float, float]]:
+def spans_of(record: Record, lines: Sequence[Line]) -> list[tuple[int, str, float, float]]:
     """
-    Give the waterfall of a record: numbers of lines, in the order in which they were reached.
+    Give the waterfall of a record: numbers of *lines*, and -1 for what is none of them.
     """
-    numbers = {id(each): number for number, each in enumerate(record.lines.values())}
+    numbers = {id(each): number for number, each in enumerate(lines)}
     return [
         (numbers.get(id(line), -1), PHASES[phase], begin, end)
         for line, phase, begin, end in record.spans
     ]
 
 
-def step(line: Line, times: Sequence[float], *, messages: bool = True) -> Step:
+def step(line: Line, *, messages: bool = True) -> Step:
     """
     Say what one line tells; of exceptions with their *messages*, or their types only.
     """
@@ -247,7 +247,7 @@ def step(line: Line, times: Sequence[float], *, messages: bool = True) -> Step:
         where=node.where,
         happened=happened(line, messages=messages),
         changed=tuple(_changed(around, inner)),
-        seconds=dict(zip(PHASES, times, strict=True)),
+        seconds=dict(zip(PHASES, line.times, strict=True)),
         request_bytes=(around.body_in if around else 0, inner.body_in if inner else 0),
         response_bytes=(inner.body_out if inner else 0, around.body_out if around else 0),
     )

@@ -244,20 +244,12 @@ def _detail(record: Record, line: Line, probes: Probes | None) -> dict[str, Any]
     Write down what a record says; what is not further in than *line* is the client's.
     """
     lines = [each for each in record.lines.values() if each is not line]
-    numbers = {number: place for place, number in enumerate(_numbers(record, line))}
-    steps = [step(each, each.times, messages=False) for each in lines]
+    steps = [step(each, messages=False) for each in lines]
     return {
         "client_seconds": sum(line.times) + sum(record.client.times),
         "steps": [each.as_json() for each in steps],
-        "spans": [
-            [numbers.get(number, -1), phase, begin, end]
-            for number, phase, begin, end in spans_of(record)[:_MOST_SPANS]
-        ],
+        "spans": [list(each) for each in spans_of(record, lines)[:_MOST_SPANS]],
         "not_reached": list(not_reached(lines)),
         "merged": [] if probes is None else [each.name for each in probes.merged],
         "repeated": 1,
     }
-
-
-def _numbers(record: Record, line: Line) -> list[int]:
-    return [number for number, each in enumerate(record.lines.values()) if each is not line]
