@@ -143,43 +143,46 @@ def zstd(level: int) -> Coding | None:
         if level >= _ULTRA:
             options[parameter.window_log] = _WINDOW
 
-        # To make one costs more than to code a small body; after a frame it begins another.
-        idle: list[Any] = []
-
-        def whole(data: bytes, is_text: bool) -> bytes:  # noqa: ARG001, FBT001
-            try:
-                coder = idle.pop()
-            except IndexError:
-                coder = library.ZstdCompressor(options=options)
-            coded: bytes = coder.compress(data, coder.FLUSH_FRAME)
-            idle.append(coder)
-            return coded
+        def compressor() -> Any:
+            return library.ZstdCompressor(options=options)
 
         def coder(is_text: bool) -> Coder:  # noqa: ARG001, FBT001
-            return _Zstd(library.ZstdCompressor(options=options))
+            return _Zstd(compressor())
 
+        whole = _reusing(compressor, lambda made, data: made.compress(data, made.FLUSH_FRAME))
         return Coding("zstd", coder, whole)
     library = _first("zstandard")
     if library is None:
         return None
     limits = {"window_log": _WINDOW} if level >= _ULTRA else {}
     parameters = library.ZstdCompressionParameters.from_level(level, **limits)
-    idle_ones: list[Any] = []
 
-    def whole_of_it(data: bytes, is_text: bool) -> bytes:  # noqa: ARG001, FBT001
-        try:
-            coder = idle_ones.pop()
-        except IndexError:
-            coder = library.ZstdCompressor(compression_params=parameters)
-        coded: bytes = coder.compress(data)
-        idle_ones.append(coder)
-        return coded
+    def compressor_of() -> Any:
+        return library.ZstdCompressor(compression_params=parameters)
 
     def coder_of(is_text: bool) -> Coder:  # noqa: ARG001, FBT001
-        made = library.ZstdCompressor(compression_params=parameters).compressobj()
-        return _Zstandard(made, library.COMPRESSOBJ_FLUSH_BLOCK)
+        return _Zstandard(compressor_of().compressobj(), library.COMPRESSOBJ_FLUSH_BLOCK)
 
-    return Coding("zstd", coder_of, whole_of_it)
+    whole = _reusing(compressor_of, lambda made, data: made.compress(data))
+    return Coding("zstd", coder_of, whole)
+
+
+def _reusing(
+    make: Callable[[], Any], code: Callable[[Any, bytes], bytes]
+) -> Callable[[bytes, bool], bytes]:
+    # To make a compressor costs more than to code a small body; after a frame it begins another.
+    idle: list[Any] = []
+
+    def whole(data: bytes, is_text: bool) -> bytes:  # noqa: ARG001, FBT001
+        try:
+            compressor = idle.pop()
+        except IndexError:
+            compressor = make()
+        coded = code(compressor, data)
+        idle.append(compressor)
+        return coded
+
+    return whole
 
 
 def _first(*modules: str) -> Any:

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from httpmw import _errors
@@ -161,16 +162,22 @@ class ETagMiddleware(Ready):
                 )
             found = verdict(conditions, is_get=False, tag=tag, exists=tag is not None)
             if found != 200:  # noqa: PLR2004
-                yield await self._refusal.response(
-                    conn,
-                    412,
-                    "What is there is not what the request expects.",
-                    "precondition-failed",
-                    None if given is None else {"etag": given},
-                )
+                yield await self._failed(conn, given)
                 return
             conn.state.if_match = given if conditions.if_match else None
         yield
+
+    async def _failed(self, conn: Connection[Any], tag: str | None) -> Response:
+        """
+        Refuse a request whose condition does not hold, and name the tag of what is there.
+        """
+        return await self._refusal.response(
+            conn,
+            412,
+            "What is there is not what the request expects.",
+            "precondition-failed",
+            None if tag is None else {"etag": tag},
+        )
 
     # ------------------------------------------------------------------ what reads
 
@@ -192,13 +199,7 @@ class ETagMiddleware(Ready):
         if found == 304:  # noqa: PLR2004
             self._not_modified(response)
         elif found == 412:  # noqa: PLR2004
-            yield await self._refusal.response(
-                conn,
-                412,
-                "What is there is not what the request expects.",
-                "precondition-failed",
-                None if named is None else {"etag": named},
-            )
+            yield await self._failed(conn, named)
 
     def _look(self, headers: list[tuple[bytes, bytes]]) -> tuple[str | None, bool]:
         """

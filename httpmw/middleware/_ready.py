@@ -58,14 +58,8 @@ class Ready(HTTPMiddleware):
             self._check_callables(exclude=exclude)
             meant: Callable[[Connection[Any]], bool] = exclude
             return lambda conn: not meant(conn)
-        if isinstance(exclude, str) or not isinstance(exclude, Collection):
-            raise self._bad(
-                "exclude", exclude, 'paths, as in `exclude=["/health"]`, or a predicate'
-            )
-        paths = frozenset(exclude)
-        for path in paths:
-            if not isinstance(path, str) or not path.startswith("/"):
-                raise self._bad("exclude", exclude, f"paths that begin with a slash, not {path!r}")
+        expected = 'paths, as in `exclude=["/health"]`, or a predicate'
+        paths = self._checked_paths("exclude", exclude, expected)
         return (lambda conn: conn["path"] not in paths) if paths else None
 
     @classmethod
@@ -77,6 +71,15 @@ class Ready(HTTPMiddleware):
         for name, value in options.items():
             if value is not None and not is_plain_callable(value):
                 raise cls._bad(name, value, "a plain function, no `async def`")
+
+    @classmethod
+    def _checked_paths(cls, option: str, paths: Any, expected: str) -> frozenset[str]:
+        if isinstance(paths, str) or not isinstance(paths, Collection):
+            raise cls._bad(option, paths, expected)
+        for path in paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise cls._bad(option, paths, f"paths that begin with a slash, not {path!r}")
+        return frozenset(paths)
 
     @classmethod
     def _check_integer(

@@ -313,12 +313,7 @@ class SecurityHeadersMiddleware(Ready):
             return None
         if docs is False:
             return frozenset()
-        if isinstance(docs, str) or not isinstance(docs, Collection):
-            raise self._bad("docs", docs, '"auto", paths, or False')
-        for path in docs:
-            if not isinstance(path, str) or not path.startswith("/"):
-                raise self._bad("docs", docs, f"paths that begin with a slash, not {path!r}")
-        return frozenset(docs)
+        return self._checked_paths("docs", docs, '"auto", paths, or False')
 
     def _features(self, given: Any, base: Any) -> bytes | None:
         if given is None:
