@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from suites import PIP, ROOT, Outcomes, Suite, outcomes, run, total, words
+from suites import Outcomes, Suite, environment, outcomes, total, words
 
 # The last versions that all of these suites work with by themselves: Starlette 1.0 took
 # `app.route()` away, which some of them are written with.
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=())
     options = parser.parse_args()
     work = options.work.resolve()
-    python = _environment(work)
+    python = environment(work, _INSTALLED)
     wrong = 0
     for pointer, tests in _SUITES.items():
         name, commit = pointer.split()
@@ -86,18 +86,6 @@ def main() -> int:
             for each in differ:
                 print(f"    {each}: {words(before.get(each))}, {words(after.get(each))}")
     return int(wrong > 0)
-
-
-def _environment(work: Path) -> Path:
-    python = work / "venv" / "bin" / "python"
-    if not (work / "installed").exists():
-        run(sys.executable, "-m", "venv", "--clear", str(work / "venv"))
-        run(python, *PIP, "install", "pip>=25.1")
-        run(python, *PIP, "install", *_INSTALLED)
-        (work / "installed").touch()
-    # A copy, not a link: the folder with our own `tests` must not be on the path of theirs.
-    run(python, *PIP, "install", "--force-reinstall", "--no-deps", str(ROOT))
-    return python
 
 
 def _take_out(git: Path, commit: str, folder: Path) -> None:

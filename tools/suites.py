@@ -11,7 +11,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def run_twice(suite: Suite, source: Path, work: Path, plugin: str) -> Result:
     Returns:
         What became of each test.
     """
-    python = _environment(suite, source, work / suite.name)
+    python = environment(work / suite.name, suite.install, cwd=source)
     return Result(
         suite,
         plain=outcomes(suite, source, python, work / suite.name / "plain.xml", ()),
@@ -116,20 +116,23 @@ def report(results: Iterable[Result]) -> None:
         raise SystemExit(1)
 
 
-def _environment(suite: Suite, source: Path, folder: Path) -> Path:
+def environment(folder: Path, packages: Sequence[str], cwd: Path | None = None) -> Path:
+    """
+    Make an environment in *folder*, once, with what pip is told in *cwd*, and httpmw as it is now.
+    """
     python = folder / "venv" / "bin" / "python"
     if not (folder / "installed").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        run(sys.executable, "-m", "venv", "--clear", str(folder / "venv"))
-        run(python, *PIP, "install", "--upgrade", "pip>=25.1")
-        run(python, *PIP, "install", *suite.install, cwd=source)
+        _run(sys.executable, "-m", "venv", "--clear", str(folder / "venv"))
+        _run(python, *PIP, "install", "--upgrade", "pip>=25.1")
+        _run(python, *PIP, "install", *packages, cwd=cwd)
         (folder / "installed").touch()
     # A copy, not a link: the folder with our own `tests` must not be on the path of theirs.
-    run(python, *PIP, "install", "--force-reinstall", "--no-deps", str(ROOT))
+    _run(python, *PIP, "install", "--force-reinstall", "--no-deps", str(ROOT))
     return python
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> None:
+def _run(*command: str | Path, cwd: Path | None = None) -> None:
     subprocess.run(command, cwd=cwd, check=True)
 
 

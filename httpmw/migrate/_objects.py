@@ -246,7 +246,7 @@ def _bindings(function: cst.FunctionDef) -> dict[str, list[Any]]:
     What is bound in another way is an `Ellipsis`, of which nothing is known; a name that is
     imported in the function is looked up as one of the file.
     """
-    every = list(own_scope(function.body))
+    every = own_scope(function.body)
     imported = {id(each.asname) for each in every if isinstance(each, cst.ImportAlias)}
     found: dict[str, list[Any]] = {}
     for each in find(function.params, cst.Param):
