@@ -1,9 +1,9 @@
 """
 Copy the code of docs_src into the pages that show it: `python -m tools.docs_code`.
 
-A page reads as Markdown in a plain checkout, so the code stands in it, and tests/test_docs.py keeps
-it equal to the file that the suite runs. A line above the block says which file that is, or which
-section of it, between lines `# --8<-- [start:NAME]` and `# --8<-- [end:NAME]`:
+A page reads as Markdown in a plain checkout, so the code stands in it, and tests/docs/test_docs.py
+keeps it equal to the file that the suite runs. A line above the block says which file that is, or
+which section of it, between lines `# --8<-- [start:NAME]` and `# --8<-- [end:NAME]`:
 
     <!-- code: docs_src/migrated/patterns_after.py:header -->
 """

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 VERSIONS = ("0.115.14", "0.136.3", "0.137.0", "0.137.1", "0.137.2", "0.143.0")
 NEEDED = ("anyio", "httpx", "httpx2", "pytest>=9", "python-multipart", "trio")
 # Old versions use what a new Starlette warns of.
-TESTS = ("-q", "-n", "0", "-W", "ignore::DeprecationWarning", "tests/test_fastapi.py")
+TESTS = ("-q", "-n", "0", "-W", "ignore::DeprecationWarning", "tests/fastapi/test_fastapi.py")
 
 
 def main() -> int:

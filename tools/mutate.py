@@ -34,7 +34,7 @@ from tools.mutations import MUTATIONS, Mutation
 ROOT = Path(__file__).parent.parent
 COPIED = ("httpmw", "tests", "tools", "pyproject.toml")
 SUITE = [
-    f"tests/test_{name}.py"
+    f"tests/engine/test_{name}.py"
     for name in (
         *("every_fault", "schedules", "discarded", "events", "request_body", "connection"),
         *("response", "rules", "tasks_and_contexts", "fusing", "errors"),
@@ -151,7 +151,7 @@ def _suite(tree: Path, files: list[str]) -> str | None:
     done = _run(
         tree,
         *("-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"),
-        *("--deselect", "tests/test_schedules.py::test_random_schedules"),
+        *("--deselect", "tests/engine/test_schedules.py::test_random_schedules"),
         *files,
     )
     if not done.returncode:

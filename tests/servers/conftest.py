@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import httpx2
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 DEADLINE = 15
 # No test needs it, but a client makes one if it gets none, and that takes longer than a request.
 TLS = ssl.create_default_context()
