@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import anyio.lowlevel
 from starlette.datastructures import URL
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
@@ -209,9 +210,14 @@ class Connection(LayerRequest[StateT]):
             self._is_disconnected = True
         if not self._is_disconnected:
             message: Message = {}
-            with anyio.CancelScope() as scope:
+            # Shielded, as anyio 4.16 leaves what a scope of a child task has to take back to a task
+            # group around it that is cancelled as well: a cancellation of the request would count
+            # for that.
+            with anyio.CancelScope(shield=True) as scope:
                 scope.cancel()
                 message = await self._latest()
+            if not message:
+                await anyio.lowlevel.checkpoint_if_cancelled()  # the shield has hidden it
             self._is_disconnected = message.get("type") == "http.disconnect"
         return self._is_disconnected
 

@@ -26,6 +26,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.lowlevel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -404,19 +405,15 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
                 message = await super().receive()
             finally:
                 self._listeners = tuple(each for each in self._listeners if each is not listener)
+        if listener.cancel_called:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the shield has hidden it
         return message
 
     def _wake(self) -> None:
-        # Nobody knows whether the server ends a `receive` over a refusal. A cancellation of the
-        # request comes first, a turn of the loop earlier: anyio 4.16 may swallow it where a scope
-        # of a child task is cancelled as well. Those whom it has not ended are woken.
-        if self.loop is not None and _context.cancellations(self.task):
-            self.loop.call_soon(self._wake_now)
-        else:
-            self._wake_now()
-
-    def _wake_now(self) -> None:
+        # Nobody knows whether the server ends a `receive` over a refusal. Shielded for what anyio
+        # takes back (see `Connection.is_disconnected`).
         for each in self._listeners:
+            each.shield = True
             each.cancel()
 
     async def _replace(self, flow: AnyFlow | None, response: AppResponse, value: Response) -> None:

@@ -766,6 +766,37 @@ async def test_asyncio_timeout_around_the_yield_that_runs_out(fused: bool) -> No
     assert (server.status, server.body) == (504, b"too late")
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_beside_is_disconnected_is_counted(fused: bool) -> None:
+    """The request is cancelled while a layer in a child task of the app asks for the client."""
+    groups: list[Any] = []
+
+    class Cancelling(Server):
+        async def receive(self) -> Message:
+            task.cancel()
+            groups[0].cancel_scope.cancel()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+            groups.append(group)
+            group.start_soon(send, start())
+            await anyio.sleep_forever()
+
+    async def asks(conn: Connection) -> Flow:
+        yield
+        await conn.is_disconnected()
+
+    server = Cancelling()
+    layers = stack(app, asks, nothing, fused=fused)
+    task = asyncio.create_task(layers(server.scope, server.receive, server.send))
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert task.cancelling() == 1
+
+
 async def test_messages_of_the_server_are_not_changed(fused: bool) -> None:
     """The app gets the very request messages of the server, with keys nobody knows."""
     odd: Message = {"type": "http.request", "body": b"x", "more_body": False, "custom": 1}

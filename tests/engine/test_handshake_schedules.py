@@ -22,8 +22,13 @@ def test_random_handshakes(backend: str, seeds: int) -> None:
 
 def test_a_discarded_app_that_is_cancelled_is_not_woken() -> None:
     """A request is cancelled while its app, which a layer replaces, listens in a child task."""
-    seeds = [24444, 1_000_882, 1_001_205]
+    seeds = [24444, 1_000_882, 1_001_205, 1_057_324]
     assert explore(handshake, seeds=seeds)["cancellation"] == len(seeds)
+
+
+def test_a_cancelled_scope_is_not_hidden_from_who_is_woken() -> None:
+    """A request whose scope is cancelled does not go on because its app was woken."""
+    assert explore(handshake, seeds=[1_158_084])["cancellation"] == 1
 
 
 def test_a_discarded_app_is_woken_behind_a_cancellation() -> None:
