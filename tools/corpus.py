@@ -20,7 +20,7 @@ from typing import Any
 
 from httpmw.migrate import convert
 from httpmw.migrate._model import Conversion, Converted
-from httpmw.migrate._verify import Verdict, verify
+from httpmw.migrate.verifying._verify import Verdict, verify
 
 Row = dict[str, Any]
 

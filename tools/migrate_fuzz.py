@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from httpmw.migrate import convert
-from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
-from httpmw.migrate._verify_matrix import REQUESTS
+from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
+from httpmw.migrate.verifying._matrix import REQUESTS
 
 # Small, so that there is time for many functions.
 QUICK = Matrix(

@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from httpmw.migrate._run import Options, run
-from httpmw.migrate._tools import Tools
+from httpmw.migrate.writing._formatters import Tools
 
 Row = dict[str, Any]
 _HTTP = re.compile(

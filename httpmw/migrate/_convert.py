@@ -10,14 +10,14 @@ from typing import Literal
 
 import libcst as cst
 
-from ._apply import apply
 from ._codes import CODES
-from ._dropin import drop_in, refused
 from ._model import Conversion, Converted, Diagnostic
-from ._module import Module
 from ._project import Project
-from ._scan import Problem
-from ._unit import Unit
+from .following._call_sites import Problem
+from .following._function import Unit
+from .reading._module import Module
+from .writing._apply import apply
+from .writing._dropin import drop_in, refused
 
 __all__ = [
     "CONCERNED",

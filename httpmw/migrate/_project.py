@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator
 
 import libcst as cst
 
-from ._classes import families, find_units
-from ._http import doubt
-from ._lookup import Lookup, ancestors, is_super
-from ._module import Class, Module, Registration, read
-from ._names import dotted, find, is_http_decorator, last_name
-from ._objects import Objects
-from ._parameters import is_middleware, takes_call_next
-from ._scan import Problem, Site, snippet
-from ._unit import Unit
-from ._uses import Uses, is_test
+from .following._call_sites import Problem, Site, snippet
+from .following._function import Unit
+from .reading._classes import families, find_units
+from .reading._is_http import doubt
+from .reading._lookup import Lookup, ancestors, is_super
+from .reading._module import Class, Module, Registration, read
+from .reading._names import dotted, find, is_http_decorator, last_name
+from .reading._objects import Objects
+from .reading._parameters import is_middleware, takes_call_next
+from .reading._uses import Uses, is_test
 
 __all__ = ["Project"]
 

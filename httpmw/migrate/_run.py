@@ -20,10 +20,10 @@ from ._convert import Project, Target, alone, conversion, diagnostic, parse
 from ._files import MAX_BYTES, File, Unusable, decoded, discover, load, store, unwritable
 from ._model import Conversion, Diagnostic
 from ._report import Page, report
-from ._tools import Tools
+from .writing._formatters import Tools
 
 if TYPE_CHECKING:
-    from ._verify_judge import Verdict
+    from .verifying._judge import Verdict
 
 __all__ = ["EXIT_CHANGES", "EXIT_FILES", "Options", "Result", "run"]
 
@@ -240,8 +240,8 @@ def _any_of(pattern: bytes, names: set[str]) -> re.Pattern[bytes]:
 
 def _verify(project: Project, options: Options, result: Result, progress: _Progress) -> None:
     # Half a package that few runs need.
-    from ._verify import verify  # noqa: PLC0415
-    from ._verify_compare import remedy  # noqa: PLC0415
+    from .verifying._compare import remedy  # noqa: PLC0415
+    from .verifying._verify import verify  # noqa: PLC0415
 
     notes: dict[str, list[Diagnostic]] = {}
     result.verified = Verified()

@@ -12,8 +12,8 @@ from starlette.responses import PlainTextResponse
 
 from httpmw import HTTPMiddleware
 from httpmw.migrate import convert
-from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
-from httpmw.migrate._verify_matrix import REQUESTS
+from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
+from httpmw.migrate.verifying._matrix import REQUESTS
 from tests.harness import request
 from tests.migrate.verifying.test_verify import quiet_loop
 

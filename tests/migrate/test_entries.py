@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from httpmw.cli import main
-from httpmw.migrate import _apply, _files, _project, _run
+from httpmw.migrate import _files, _project, _run
 from httpmw.migrate._files import MAX_BYTES
+from httpmw.migrate.writing import _apply
 from tests import ROOT
 from tests.migrate.test_cli import NEW, OLD
 

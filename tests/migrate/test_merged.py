@@ -330,7 +330,7 @@ def test_without_a_configuration_nothing_is_formatted(tmp_path: Path, monkeypatc
     def fail(*_: Any) -> None:
         raise AssertionError("it was run")
 
-    monkeypatch.setattr("httpmw.migrate._tools._run", fail)
+    monkeypatch.setattr("httpmw.migrate.writing._formatters._run", fail)
     (tmp_path / ".git").mkdir()
     (tmp_path / "mw.py").write_text(CLEAN)
 
@@ -344,9 +344,9 @@ def test_a_formatter_that_fails_changes_nothing(
     """What was written stays as it was written."""
     (tmp_path / "ruff.toml").write_text("")
     (tmp_path / "mw.py").write_text(CLEAN)
-    monkeypatch.setattr("httpmw.migrate._tools._program", lambda _: "ruff")
+    monkeypatch.setattr("httpmw.migrate.writing._formatters._program", lambda _: "ruff")
     monkeypatch.setattr(
-        "httpmw.migrate._tools._run",
+        "httpmw.migrate.writing._formatters._run",
         lambda command, folder, source: source if source == CLEAN else output,
     )
 
@@ -360,7 +360,7 @@ def test_a_formatter_that_is_not_there_is_named(
     """Whoever has it runs it over the changes."""
     (tmp_path / "pyproject.toml").write_text("[tool.black]\n")
     (tmp_path / "mw.py").write_text(CLEAN)
-    monkeypatch.setattr("httpmw.migrate._tools._program", lambda _: None)
+    monkeypatch.setattr("httpmw.migrate.writing._formatters._program", lambda _: None)
 
     assert main(["migrate", str(tmp_path)]) == 0
     assert "black is configured and not installed here" in capsys.readouterr().err

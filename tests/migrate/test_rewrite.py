@@ -11,7 +11,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from httpmw import HTTPMiddleware
 from httpmw.migrate import Conversion, convert
-from httpmw.migrate._verify import verify
+from httpmw.migrate.verifying._verify import verify
 from tests.harness import request
 
 IMPORTS = "from starlette.middleware.base import BaseHTTPMiddleware\n"

@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from httpmw import HTTPMiddleware
 from httpmw.cli import main
 from httpmw.migrate import Conversion, Project, convert
-from httpmw.migrate._verify import verify
-from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
-from httpmw.migrate._verify_matrix import REQUESTS
+from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
+from httpmw.migrate.verifying._matrix import REQUESTS
+from httpmw.migrate.verifying._verify import verify
 from tests.docs.test_migrated import of_starlette
 from tests.harness import request
 from tests.migrate.verifying.test_verify import quiet_loop
@@ -806,7 +806,7 @@ def test_what_cannot_be_moved_safely_is_named(name: str, monkeypatch: Any) -> No
     conversion = migrate(LEFT[name])
 
     with monkeypatch.context() as patched:
-        patched.setattr("httpmw.migrate._unit.Unit.hold", lambda *_: None)
+        patched.setattr("httpmw.migrate.following._function.Unit.hold", lambda *_: None)
         assert conversion.code == migrate(LEFT[name]).code
     assert "HM218" in [each.code for each in conversion.diagnostics]
     assert conversion.conversions[0].forgets
@@ -1317,7 +1317,7 @@ def test_a_manager_that_is_not_known_keeps_its_moment() -> None:
 
 def test_a_wrong_moment_leaves_the_function(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """With `--verify` it is HM180."""
-    monkeypatch.setattr("httpmw.migrate._unit.Unit.hold", lambda *_: None)
+    monkeypatch.setattr("httpmw.migrate.following._function.Unit.hold", lambda *_: None)
     path = tmp_path / "mw.py"
     path.write_text(migrate(OLD, KNOWN).source)
     before = path.read_text()

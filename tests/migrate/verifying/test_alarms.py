@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from httpmw.migrate import Project, convert
-from httpmw.migrate._verify_compare import remedy
-from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
-from httpmw.migrate._verify_matrix import APPS, REQUESTS
+from httpmw.migrate.verifying._compare import remedy
+from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
+from httpmw.migrate.verifying._matrix import APPS, REQUESTS
 from tests.migrate.verifying.test_verify import quiet_loop
 
 HEAD = """\

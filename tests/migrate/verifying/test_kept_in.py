@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from httpmw.migrate import _verify
 from httpmw.migrate._model import Converted
-from httpmw.migrate._verify import verify
-from httpmw.migrate._verify_judge import Verdict
+from httpmw.migrate.verifying import _verify
+from httpmw.migrate.verifying._judge import Verdict
+from httpmw.migrate.verifying._verify import verify
 from tests import ROOT
 
 # Each is tried as a file of the project would do it, and by way of the modules behind the modules.
@@ -105,7 +105,8 @@ def all_of_it():
 
 def ran(head: str, monkeypatch: pytest.MonkeyPatch) -> Verdict:
     """Run it a few times only; the command runs it hundreds of times."""
-    start = "import httpmw.migrate._verify as v; from httpmw.migrate._verify_matrix import REQUESTS"
+    start = "import httpmw.migrate.verifying._verify as v; "
+    start += "from httpmw.migrate.verifying._matrix import REQUESTS"
     start += "; real = v.Matrix; v.Matrix = lambda seconds: real(apps=('json',), "
     start += "requests=REQUESTS[:1], paths=0, failures=0, seconds=seconds); v.main()"
     monkeypatch.setattr(_verify, "_START", f"import sys; sys.path += sys.argv[1:]; {start}")

@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from httpmw.migrate._model import Converted
-from httpmw.migrate._verify import verify
-from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
-from httpmw.migrate._verify_matrix import REQUESTS
-from httpmw.migrate._verify_modules import Importer
-from httpmw.migrate._verify_stubs import Stub, StubError, World, described
+from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
+from httpmw.migrate.verifying._matrix import REQUESTS
+from httpmw.migrate.verifying._modules import Importer
+from httpmw.migrate.verifying._stubs import Stub, StubError, World, described
+from httpmw.migrate.verifying._verify import verify
 from tests.migrate.verifying.test_verify import quiet_loop
 from tools.migrate_fuzz import check, shrink, source
 
@@ -365,7 +365,7 @@ def test_time_and_chance_are_repeatable() -> None:
 def test_fastapi_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has from Starlette is Starlette's then, and the rest are stubs."""
     monkeypatch.setattr(
-        "httpmw.migrate._verify_modules._imported", lambda name: not name.startswith("fastapi")
+        "httpmw.migrate.verifying._modules._imported", lambda name: not name.startswith("fastapi")
     )
     find = Importer(world(), {})
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from httpmw.migrate import convert
-from httpmw.migrate._verify import verify
-from httpmw.migrate._verify_compare import IMPROVEMENTS
-from httpmw.migrate._verify_judge import Matrix, Module, Verdict, judge
-from httpmw.migrate._verify_matrix import APPS, REQUESTS
+from httpmw.migrate.verifying._compare import IMPROVEMENTS
+from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
+from httpmw.migrate.verifying._matrix import APPS, REQUESTS
+from httpmw.migrate.verifying._verify import verify
 from tests import ROOT
 
 HEAD = """

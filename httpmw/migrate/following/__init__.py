@@ -1,0 +1,3 @@
+"""
+What a function does: where it runs the app, what its variables hold, how it ends.
+"""

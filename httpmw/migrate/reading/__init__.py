@@ -1,0 +1,3 @@
+"""
+What the files of a run say: names, classes, functions, registrations, and what belongs together.
+"""

@@ -1,0 +1,3 @@
+"""
+Old and new version side by side: `httpmw migrate --verify`.
+"""

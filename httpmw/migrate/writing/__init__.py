@@ -1,0 +1,3 @@
+"""
+The function, and the file around it, anew.
+"""
