@@ -10,7 +10,7 @@ ARGS ?=
 BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers \
+.PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-ready compare-ready \
 	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
 	pythons pyodide show-apps inspector-load answers browser proxies clean
 
@@ -62,6 +62,12 @@ bench-docs: bench-all ## measure all but the servers, and put it into docs/perfo
 
 bench-page: $(VENV)/test.group ## put what was measured last into docs/performance.md
 	$(BIN)/python -m benchmarks.report
+
+bench-ready: $(VENV)-ready/ready.group ## measure the ready-made layers beside those of others, on uvicorn; needs Linux, wrk
+	$(VENV)-ready/bin/python -m benchmarks.ready $(ARGS)
+
+compare-ready: $(VENV)-ready/ready.group ## put into docs/ready/ what these layers and those of others do, case by case
+	$(VENV)-ready/bin/python -m tools.compare_ready $(ARGS)
 
 transparency: $(VENV)/test.group ## put into docs/comparison.md what middleware changes unasked
 	$(BIN)/python tools/transparency.py $(ARGS)
@@ -149,6 +155,10 @@ $(VENV)-instrumented/instrumented.group: pyproject.toml $(VENV)-instrumented/mad
 	$(@D)/bin/$(INSTALL) --editable . --group instrumented
 	@touch $@
 
+$(VENV)-ready/ready.group: pyproject.toml $(VENV)-ready/made
+	$(@D)/bin/$(INSTALL) --upgrade --editable . --group ready
+	@touch $@
+
 $(VENV)-lowest/lowest.done: pyproject.toml tools/lowest.py $(VENV)-lowest/made
 	$(@D)/bin/python tools/lowest.py > $(@D)/lowest.txt
 	$(@D)/bin/$(INSTALL) --editable . --group lowest --constraint $(@D)/lowest.txt
@@ -162,7 +172,7 @@ $(VENV)-lowest/lowest.done: pyproject.toml tools/lowest.py $(VENV)-lowest/made
 		--platform any starlette anyio typing-extensions
 	@touch $@
 
-$(VENV)/made $(VENV)-instrumented/made $(VENV)-lowest/made:
+$(VENV)/made $(VENV)-instrumented/made $(VENV)-ready/made $(VENV)-lowest/made:
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then python=$$(tools/pythons 2>/dev/null | sed -n '1s/^[^ ]* //p'); fi; \
 	if ! "$$python" -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null; then \

@@ -2,7 +2,8 @@
 Run benchmarks, and hold their figures against the targets: `python -m benchmarks [NAME ...]`.
 
 Each runs in a process of its own and leaves its figures in `.cache/benchmarks/VERSION/NAME.json`.
-Without a name all are run but `servers`, which needs wrk and two cores. The table at the end is
+Without a name all are run but `servers`, which needs wrk and two cores. (`ready` needs an
+environment of its own: `make bench-ready`.) The table at the end is
 of what was run; with `--check` a target that is missed makes the exit code 1.
 """
 

@@ -73,36 +73,44 @@ class Sample:
 class Server:
     """
     One uvicorn, on a core of its own.
+
+    Args:
+        factory: What makes the application, as uvicorn names it.
+        name: The arm, for the factory.
     """
 
-    def __init__(self, framework: str, arm: Arm) -> None:
+    def __init__(self, factory: str, name: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        name = f"{framework}/{'asgi' if arm is BARE else arm.style}/{arm.layers}"
         command = [
             *("taskset", "--cpu-list", SERVER_CORE, sys.executable, "-m", "uvicorn"),
-            *("--factory", "benchmarks.served:from_environment", "--port", str(self.port)),
+            *("--factory", factory, "--port", str(self.port)),
             *("--http", "httptools", "--loop", "uvloop", "--log-level", "error"),
             *("--no-access-log", "--lifespan", "off"),
         ]
         environment = {**os.environ, "BENCHMARK_ARM": name, "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment)  # noqa: S603
 
-    def wait(self, layers: int) -> None:
+    def wait(self) -> Any:
         """
-        Wait until it answers; look at the header that its layers set.
+        Wait until it answers, and give the headers of what it answers.
         """
         end = time.monotonic() + 60
         while True:
             try:
                 with urllib.request.urlopen(self.url("json"), timeout=5) as answer:  # noqa: S310
-                    found = answer.headers.get_all("x-layer", [])
-                break
+                    return answer.headers
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     raise
                 time.sleep(0.05)
+
+    def check(self, layers: int) -> None:
+        """
+        Look at the header that its layers set.
+        """
+        found = self.wait().get_all("x-layer", [])
         if found != ["1"] * min(layers, 1):
             msg = f"{layers} layers set x-layer to {found}"
             raise AssertionError(msg)
@@ -118,12 +126,12 @@ class Server:
         fields = stat.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def sample(self, route: str, seconds: int) -> Sample:
+    def sample(self, route: str, seconds: int, *options: str) -> Sample:
         """
-        Ask it for that long.
+        Ask it for that long, with *options* of wrk.
         """
         before = self.cpu()
-        found = load(self.url(route), seconds)
+        found = load(self.url(route), seconds, *options)
         cpu = self.cpu() - before
         requests = found["requests"]
         return Sample(
@@ -138,7 +146,7 @@ class Server:
         self._process.wait(timeout=30)
 
 
-def load(url: str, seconds: int) -> dict[str, Any]:
+def load(url: str, seconds: int, *options: str) -> dict[str, Any]:
     command = [
         *("taskset", "--cpu-list", LOAD_CORE, "wrk", "--threads", "1"),
         *("--connections", str(CONNECTIONS), "--duration", f"{seconds}s"),
@@ -157,9 +165,10 @@ def servers(framework: str, arms: Sequence[Arm]) -> Iterator[dict[Arm, Server]]:
     up: dict[Arm, Server] = {}
     try:
         for arm in arms:
-            up[arm] = Server(framework, arm)
+            name = f"{framework}/{'asgi' if arm is BARE else arm.style}/{arm.layers}"
+            up[arm] = Server("benchmarks.served:from_environment", name)
         for arm, server in up.items():
-            server.wait(arm.layers)
+            server.check(arm.layers)
         yield up
     finally:
         for server in up.values():

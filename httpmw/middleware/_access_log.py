@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from urllib.parse import quote, unquote_plus
 from zlib import crc32
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from httpmw import _errors
 from httpmw._adapter import Flow, Predicate
@@ -21,7 +21,7 @@ from httpmw._observe import outcome_of
 from httpmw._response import AppResponse
 
 from ._ids import request_id, trace_id
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, view_of
 from ._route import route_template
 
 # Rule 1: one line for each request, written when the server has taken the last message of the
@@ -196,11 +196,14 @@ class AccessLogMiddleware(Ready):
         for name, names in (("redact", redact), ("headers", headers)):
             if not _are_names(names):
                 raise self._bad(name, names, "a list of names")
-        self._headers = tuple(name.lower() for name in headers)
-        if secret := _SECRET_HEADERS.intersection(self._headers):
+        shown = [name.lower() for name in headers]
+        if secret := _SECRET_HEADERS.intersection(shown):
             raise self._bad("headers", headers, f"without {min(secret)}: logs are no place for it")
         self._write = self._writer(logger, structured=structured)
         self._format: Any = format
+        if format == "combined":  # which has them
+            shown += ["referer", "user-agent"]
+        self._shown_headers = tuple(dict.fromkeys(shown))
         self._structured = structured
         self._level = level
         self._fields = fields
@@ -262,8 +265,11 @@ class AccessLogMiddleware(Ready):
     ) -> None:
         try:
             record = self._record(conn, response, outcome, began, came, error)
-            level = self._asked("level", self._level, _level, record)
-            if level < logging.WARNING and not self._is_sampled(record):
+            if self._level is None:
+                level = _level(record)
+            else:
+                level = self._asked("level", self._level, _level, record)
+            if self._sample < 1 and level < logging.WARNING and not self._is_sampled(record):
                 return
             self._write(level, record)
         except Exception:
@@ -278,46 +284,59 @@ class AccessLogMiddleware(Ready):
         came: float,
         error: str | None,
     ) -> AccessRecord:
-        ended = None if response is None else response.ended_at
-        duration = (time.perf_counter() if ended is None else ended) - began
-        record = AccessRecord(
-            came, escaped(conn.method), escaped(_path(conn)), None, outcome, 0, duration
-        )
+        view = view_of(conn)
+        is_websocket = conn.is_websocket
+        status = close_code = time_to_start = ended = None
+        size = 0
         if response is not None:
-            started = response.started_at
+            started, ended = response.started_at, response.ended_at
             if started is not None:
-                record.status = response.status_code
-                record.time_to_start = started - began
-            record.bytes = response.bytes_sent
-            if response.is_acceptance:
-                record.close_code = response.close_code
-        record.is_websocket = conn.is_websocket
-        if self._query is not None:
-            record.query = redacted(conn["query_string"].decode("latin-1"), self._redact)
-        record.route = route_template(conn)
-        address = conn.client
+                status = response.status_code
+                time_to_start = started - began
+            size = response.bytes_sent
+            if is_websocket and response.is_acceptance:
+                close_code = response.close_code
+        duration = (time.perf_counter() if ended is None else ended) - began
+        address = view.get("client")
+        client: str | None = None
         if address is not None and self._client is not None:
-            host = address.host
-            record.client = escaped(host) if self._client == "full" else _prefix(host)
-        record.scheme = conn.get("scheme") or ("ws" if conn.is_websocket else "http")
-        record.http_version = conn.get("http_version", "1.1")
-        record.request_id = self._asked("request_id", self._request_id, _request_id_of, conn)
-        record.trace_id = trace_id.get()
-        record.error = error
+            host = address[0]
+            client = escaped(host) if self._client == "full" else _prefix(host)
+        query: str | None = None
+        if self._query is not None:
+            query = redacted(view["query_string"].decode("latin-1"), self._redact)
+        given = self._request_id
+        record = AccessRecord(
+            came,
+            "GET" if is_websocket else escaped(view["method"]),
+            escaped(_path(view)),
+            status,
+            outcome,
+            size,
+            duration,
+            time_to_start,
+            query,
+            route_template(conn),
+            client,
+            view.get("scheme") or ("ws" if is_websocket else "http"),
+            view.get("http_version", "1.1"),
+            _request_id_of(conn)
+            if given is None
+            else self._asked("request_id", given, _request_id_of, conn),
+            trace_id.get(),
+            error,
+            is_websocket,
+            close_code,
+        )
         if self._slow is not None:
             record.is_slow = self._is_slow(record, response)
-        for name in self._headers:
+        for name in self._shown_headers:
             value = conn.headers.get(name)
             if value is not None:
                 record.headers[name] = self._shown(name, value)
         if self._fields is not None:
-            given = self._asked("fields", self._fields, _nothing, conn, response)
-            record.fields = {str(key): value for key, value in given.items()}
-        if self._format == "combined":
-            for name in ("referer", "user-agent"):
-                value = conn.headers.get(name)
-                if value is not None:
-                    record.headers[name] = self._shown(name, value)
+            made = self._asked("fields", self._fields, _nothing, conn, response)
+            record.fields = {str(key): value for key, value in made.items()}
         return record
 
     def _shown(self, name: str, value: str) -> str:
@@ -336,8 +355,6 @@ class AccessLogMiddleware(Ready):
         return took >= self._slow
 
     def _is_sampled(self, record: AccessRecord) -> bool:
-        if self._sample >= 1:
-            return True
         # All services that have the id decide alike.
         value = record.request_id
         if value is None:
@@ -385,6 +402,10 @@ class AccessLogMiddleware(Ready):
                 message, fields = self._rendered(record, level)
                 extra = {f"{k}_" if k in _TAKEN else k: v for k, v in fields.items()}
                 logger.log(level, "%s", message, extra=extra)
+            elif isinstance(logger, logging.Logger):
+                # `logger.log`, which would look through the stack for who calls: always this line.
+                of_line = level, __file__, 0, "%s", (self._line(record, level),), None, "write"
+                logger.handle(logger.makeRecord(logger.name, *of_line))
             else:
                 logger.log(level, "%s", self._line(record, level))
 
@@ -470,16 +491,16 @@ def _level(record: AccessRecord) -> int:
 def _request_id_of(conn: Connection[Any]) -> str | None:
     value = request_id.get()
     if value is None:  # also that of a layer further in, or of another one
-        value = (conn.get("state") or {}).get("request_id")
+        value = (view_of(conn).get("state") or {}).get("request_id")
     return None if value is None else escaped(str(value))
 
 
-def _path(conn: Connection[Any]) -> str:
-    raw: bytes | None = conn.get("raw_path")
+def _path(scope: Scope) -> str:
+    raw: bytes | None = scope.get("raw_path")
     if raw:
         # Without a query, which some servers leave there.
         return raw.partition(b"?")[0].decode("latin-1")
-    return quote(conn["path"], safe="/:@!$&'()*+,;=~", errors="surrogatepass")
+    return quote(scope["path"], safe="/:@!$&'()*+,;=~", errors="surrogatepass")
 
 
 def _prefix(host: str) -> str | None:
@@ -540,19 +561,25 @@ def text(record: AccessRecord) -> str:
     line += record.outcome
     if record.is_slow:
         line += ", slow"
-    named: dict[str, Any] = {
-        "start": None if record.time_to_start is None else f"{record.time_to_start * 1000:.1f}ms",
-        "route": record.route,
-        "client": record.client,
-        "close_code": record.close_code,
-        "error": record.error,
-        "request_id": record.request_id,
-    }
-    pairs = [f"{name}={value}" for name, value in named.items() if value is not None]
+    pairs = ""
+    if record.time_to_start is not None:
+        pairs = f" start={record.time_to_start * 1000:.1f}ms"
+    if record.route is not None:
+        pairs += f" route={record.route}"
+    if record.client is not None:
+        pairs += f" client={record.client}"
+    if record.close_code is not None:
+        pairs += f" close_code={record.close_code}"
+    if record.error is not None:
+        pairs += f" error={record.error}"
+    if record.request_id is not None:
+        pairs += f" request_id={record.request_id}"
     # Of anybody's making: it could look like one of the others.
-    pairs += [f"{name}={value!r}" for name, value in record.headers.items()]
-    pairs += [f"{escaped(name)}={value!r}" for name, value in record.fields.items()]
-    return f"{line}, {' '.join(pairs)}" if pairs else line
+    for name, value in record.headers.items():
+        pairs += f" {name}={value!r}"
+    for name, value in record.fields.items():
+        pairs += f" {escaped(name)}={value!r}"
+    return f"{line},{pairs}" if pairs else line
 
 
 def combined(record: AccessRecord) -> str:

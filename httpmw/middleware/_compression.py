@@ -24,7 +24,7 @@ from httpmw._response import AppResponse
 
 from ._codings import Coder, Coding, brotli, gzip, zstd
 from ._conditions import Tag, tag_of, tags_of
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, headers_of, view_of
 from ._refuse import Drain, Refusal, Respond
 
 TYPES: Final = (
@@ -211,7 +211,7 @@ class CompressionMiddleware(Ready):
     async def _code(self, conn: Connection[Any]) -> Flow:
         asked = self._asked(conn)
         coding, takes_identity = asked.choice
-        method = conn["method"]
+        method = view_of(conn)["method"]
         if coding is None and not takes_identity and method in ("GET", "HEAD"):
             response = await self._refusal.response(
                 conn,
@@ -254,7 +254,7 @@ class CompressionMiddleware(Ready):
         if_none_match, if_match = [], []
         cookie = False
         site = referer = origin = host = b""
-        for name, value in conn.headers.raw:
+        for name, value in headers_of(conn):
             if name == b"accept-encoding":
                 accepted.append(value)
             elif name == b"if-none-match":

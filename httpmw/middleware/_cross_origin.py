@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
 
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, view_of
 from ._refuse import Drain, Refusal, Respond
 
 _log: Final = logging.getLogger("httpmw.cross_origin")
@@ -104,7 +104,7 @@ class CrossOriginProtectionMiddleware(Ready):
         """
         if conn.is_websocket:
             reason = self._against_handshake(conn)
-        elif conn["method"] in _SAFE:
+        elif view_of(conn)["method"] in _SAFE:
             if not self._has_seen_upgrade:
                 self._look_for_upgrade(conn)
             return None

@@ -21,7 +21,7 @@ from httpmw._connection import Connection
 from httpmw._response import AppResponse
 
 from ._conditions import Conditions, Tag, tag_of, verdict
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, headers_of, view_of
 from ._refuse import Drain, Refusal, Respond
 
 Current = Callable[[Connection[Any]], Awaitable[str | None]]
@@ -131,7 +131,7 @@ class ETagMiddleware(Ready):
         """
         if conn.is_websocket:
             return None
-        method = conn["method"]
+        method = view_of(conn)["method"]
         if method in _READS:
             return self._read(conn)
         if method in _NEITHER or (self._current is None and not self._require):
@@ -222,7 +222,7 @@ class ETagMiddleware(Ready):
         return None, may_make and has_length
 
     def _names_nonce(self, conn: Connection[Any]) -> bool:
-        state = conn.get("state") or {}
+        state = view_of(conn).get("state") or {}
         return bool(getattr(state.get("csp_nonce"), "is_used", False))
 
     async def _make(self, conn: Connection[Any], response: AppResponse) -> str | None:
@@ -231,7 +231,9 @@ class ETagMiddleware(Ready):
         except _errors.ResponseTooLarge:
             return None  # what was read is still sent
         # An application may leave out the body for a HEAD, and then nobody knows it.
-        if conn["method"] == "HEAD" and response.headers.get("content-length") != str(len(body)):
+        if view_of(conn)["method"] == "HEAD" and response.headers.get("content-length") != str(
+            len(body)
+        ):
             return None
         made = str(Tag(self._hash(body), self._weak))
         if self._hash is not _sum and tag_of(made) is None:
@@ -259,7 +261,7 @@ class ETagMiddleware(Ready):
 
 def _conditions(conn: Connection[Any]) -> Conditions:
     fields: dict[bytes, list[str]] = {}
-    for name, value in conn.headers.raw:
+    for name, value in headers_of(conn):
         if name in _FIELDS:
             fields.setdefault(name, []).append(value.decode("latin-1"))
     return Conditions.of(fields) if fields else _NONE

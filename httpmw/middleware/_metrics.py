@@ -27,7 +27,7 @@ from httpmw._handlers import is_plain_callable
 from httpmw._observe import outcome_of
 from httpmw._response import AppResponse
 
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, view_of
 from ._route import route_template
 
 SECONDS: Final = (
@@ -93,7 +93,7 @@ class _Running:
         self.started = perf_counter()
         self.recorder = recorder
         self.conn = conn
-        self.scheme: str = conn.scope.get("scheme", "http")
+        self.scheme: str = view_of(conn).get("scheme", "http")
         self.method = "GET" if conn.is_websocket else recorder.known(conn.method)
         self.counts = recorder.counts_active and not conn.is_websocket
         self.is_accepted = self.is_over = False
@@ -138,7 +138,7 @@ class _Running:
             recorder.socket(seen)
         elif self.conn.is_websocket:
             recorder.handshake(seen)
-        elif not hasattr(self.conn.scope.get("endpoint"), IS_PAGE):
+        elif not hasattr(view_of(self.conn).get("endpoint"), IS_PAGE):
             recorder.request(seen)
 
     def _seen(
@@ -165,9 +165,9 @@ class _Running:
             _error_type(response, status, outcome, failure),
             outcome,
             max(until - self.started, 0.0),
-            recorder.length_of(conn),
+            recorder.length_of(conn) if recorder.wants_length else None,
             size,
-            recorder.values_of(conn),
+            recorder.values_of(conn) if recorder.labels else (),
         )
 
 
@@ -205,7 +205,7 @@ class Recorder(Ready):
             )
         if isinstance(max_label_values, bool) or not isinstance(max_label_values, int):
             raise self._bad("max_label_values", max_label_values, "an int")
-        self._labels = dict(labels)
+        self.labels = dict(labels)
         self._values: dict[str, set[str]] = {name: set() for name in labels}
         self._most_values = max_label_values
         self._outcome_label = outcome_label
@@ -268,20 +268,20 @@ class Recorder(Ready):
 
     def length_of(self, conn: Connection[Any]) -> int | None:
         """
-        Return the length of the request's body, where it is wanted and declared.
+        Return the length of the request's body, where it is declared.
         """
-        length = conn.headers.get("content-length", "") if self.wants_length else ""
+        length = conn.headers.get("content-length", "")
         return int(length) if length.isdecimal() and length.isascii() else None
 
     def values_of(self, conn: Connection[Any]) -> tuple[str, ...]:
         """
         Return the values of the labels that the user has added.
         """
-        return tuple(self._value(name, conn) for name in self._labels) if self._labels else ()
+        return tuple(self._value(name, conn) for name in self.labels)
 
     def _value(self, name: str, conn: Connection[Any]) -> str:
         try:
-            given = self._labels[name](conn)
+            given = self.labels[name](conn)
             value = "" if given is None else str(given)
         except Exception as exc:
             _log.error("The label %r of %s failed", name, type(self).__name__, exc_info=exc)

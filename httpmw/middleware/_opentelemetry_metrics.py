@@ -14,7 +14,7 @@ from httpmw._adapter import Predicate
 from httpmw._connection import Connection
 
 from ._metrics import BYTES, LONG_SECONDS, SECONDS, Observation, Recorder
-from ._ready import Exclude
+from ._ready import Exclude, view_of
 
 try:
     from opentelemetry import metrics
@@ -141,8 +141,9 @@ class OpenTelemetryMetricsMiddleware(Recorder):
     def _records(self, conn: Connection[Any]) -> bool:
         if self._force:
             return True
-        if _OF_FASTAPI in conn.scope:  # inside of the application
-            is_recorded = conn.scope[_OF_FASTAPI] is not None and _has_metrics(conn.get("app"))
+        scope = view_of(conn)
+        if _OF_FASTAPI in scope:  # inside of the application
+            is_recorded = scope[_OF_FASTAPI] is not None and _has_metrics(scope.get("app"))
         else:
             is_recorded = self._inside is not None and _has_metrics(self._inside)
         if is_recorded:
@@ -166,7 +167,7 @@ class OpenTelemetryMetricsMiddleware(Recorder):
         self._sockets_active.add(change, {"url.scheme": scheme})
 
     def request(self, seen: Observation) -> None:
-        scope = seen.conn.scope
+        scope = view_of(seen.conn)
         # One that is mounted further in is only known now.
         if not self._force and scope.get(_OF_FASTAPI) is not None and _has_metrics(scope["app"]):
             self._warn()
@@ -186,7 +187,7 @@ class OpenTelemetryMetricsMiddleware(Recorder):
 
     def _attributes(self, seen: Observation) -> dict[str, str | int]:
         attributes: dict[str, str | int] = {"url.scheme": seen.scheme}
-        version = seen.conn.scope.get("http_version")
+        version = view_of(seen.conn).get("http_version")
         if version:
             attributes["network.protocol.version"] = version
         if seen.route is not None:
@@ -197,7 +198,7 @@ class OpenTelemetryMetricsMiddleware(Recorder):
             attributes["error.type"] = seen.error_type
         if self._outcome_label:
             attributes["httpmw.outcome"] = seen.outcome
-        more = zip(self._labels, seen.labels, strict=True)
+        more = zip(self.labels, seen.labels, strict=True)
         return {**attributes, **{name: value for name, value in more if value}}
 
 

@@ -31,7 +31,7 @@ from httpmw._handlers import is_async
 from httpmw._response import AppResponse
 
 from ._ids import request_id, trace_id
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, view_of
 
 Handler: TypeAlias = Callable[[Connection[Any], Any], Any]
 Member: TypeAlias = Literal["request_id", "trace_id"]
@@ -243,7 +243,7 @@ class ProblemDetailsMiddleware(Ready):
         Answer what goes wrong, or convert the answer that there is.
         """
         # The one around this layer: one that is mounted writes itself in there.
-        application = conn.scope.get("app")
+        application = view_of(conn).get("app")
         try:
             response = yield
         except ClientDisconnect:
@@ -455,7 +455,7 @@ def _is_its_own(application: Any) -> bool:
 
 
 def _path(conn: Connection[Any]) -> str:
-    return ascii(conn.scope.get("path", ""))[1:-1]
+    return ascii(view_of(conn).get("path", ""))[1:-1]
 
 
 def _given(body: bytes, media_type: str, status: int, echo_input: bool) -> dict[str, Any] | None:  # noqa: FBT001

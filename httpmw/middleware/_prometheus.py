@@ -161,12 +161,12 @@ class PrometheusMiddleware(Recorder):
     def handshake(self, seen: Observation) -> None:
         status = "" if seen.status is None else str(seen.status)
         labels = (status, seen.route or self._unmatched, seen.scheme, *seen.labels)
-        self._into.handshake.labels(*labels).observe(seen.seconds)
+        self._into.of(self._into.handshake, labels).observe(seen.seconds)
 
     def socket(self, seen: Observation) -> None:
         more = (*seen.labels, seen.outcome) if self._outcome_label else seen.labels
         labels = (seen.route or self._unmatched, seen.scheme, seen.error_type or "", *more)
-        self._into.socket.labels(*labels).observe(seen.seconds)
+        self._into.of(self._into.socket, labels).observe(seen.seconds)
 
 
 class _Collectors:
@@ -180,7 +180,7 @@ class _Collectors:
         self._registry = registry
         self._prefix = prefix
         more = (*labels, "outcome") if outcome_label else labels
-        self._gauges: dict[tuple[Any, ...], Any] = {}
+        self._children: dict[Any, dict[tuple[str, ...], Any]] = {}
         self._is_pfi = names == "pfi"
         self._sizes = body_sizes
         try:
@@ -306,33 +306,40 @@ class _Collectors:
         self._change(self._sockets, (scheme,), change)
 
     def _change(self, gauge: Any, labels: tuple[str, ...], change: int) -> None:
-        key = (gauge, *labels)
-        child = self._gauges.get(key)
+        known = self._children.get(gauge)
+        if (known is None or labels not in known) and _DIRECTORY in os.environ:
+            self.of(gauge, labels).set(0)  # of a process that had this number before
+        self.of(gauge, labels).inc(change)
+
+    def of(self, metric: Any, labels: tuple[str, ...]) -> Any:
+        """
+        Give what a metric has for *labels*; `metric.labels()` takes a lock and looks at each.
+        """
+        children = self._children.setdefault(metric, {})
+        child = children.get(labels)
         if child is None:
-            child = gauge.labels(*labels) if labels else gauge
-            if _DIRECTORY in os.environ:
-                child.set(0)  # of a process that had this number before
-            self._gauges[key] = child
-        child.inc(change)
+            child = children[labels] = metric.labels(*labels) if labels else metric
+        return child
 
     def request(
         self, seen: Observation, route: str, more: tuple[str, ...], exemplar: dict[str, str] | None
     ) -> None:
+        of = self.of
         if self._is_pfi:
             status = "" if seen.status is None else f"{seen.status // 100}xx"
-            self._total.labels(seen.method, status, route, *more).inc()
-            self._in_size.labels(route, *seen.labels).observe(seen.request_bytes or 0)
-            self._out_size.labels(route, *seen.labels).observe(seen.response_bytes)
+            of(self._total, (seen.method, status, route, *more)).inc()
+            of(self._in_size, (route, *seen.labels)).observe(seen.request_bytes or 0)
+            of(self._out_size, (route, *seen.labels)).observe(seen.response_bytes)
             self._high.observe(seen.seconds, exemplar)
-            self._duration.labels(route, seen.method, *seen.labels).observe(seen.seconds)
+            of(self._duration, (route, seen.method, *seen.labels)).observe(seen.seconds)
             return
         status = "" if seen.status is None else str(seen.status)
         labels = (seen.method, status, route, seen.scheme, seen.error_type or "", *more)
-        self._duration.labels(*labels).observe(seen.seconds, exemplar)
+        of(self._duration, labels).observe(seen.seconds, exemplar)
         if self._sizes:
             if seen.request_bytes is not None:
-                self._in_size.labels(*labels).observe(seen.request_bytes)
-            self._out_size.labels(*labels).observe(seen.response_bytes)
+                of(self._in_size, labels).observe(seen.request_bytes)
+            of(self._out_size, labels).observe(seen.response_bytes)
 
 
 _made: Final[WeakKeyDictionary[CollectorRegistry, dict[tuple[Any, ...], _Collectors]]] = (

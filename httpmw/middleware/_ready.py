@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from starlette.types import ASGIApp
 
@@ -11,8 +11,21 @@ from httpmw import _errors
 from httpmw._adapter import HTTPMiddleware, Predicate, check_predicate
 from httpmw._connection import Connection
 from httpmw._handlers import is_plain_callable
+from httpmw._scope import LayerRequest, _headers_of
 
 from ._order import check_inward
+
+# The scope to read, and only to read: `conn.scope` makes a copy, which is for who changes it, and
+# to read it by `conn[...]` takes its time.
+view_of: Final = LayerRequest._view  # noqa: SLF001 - of the package
+
+
+def headers_of(conn: Connection[Any]) -> list[tuple[bytes, bytes]]:
+    """
+    Give the headers to read, and only to read, without an object around them.
+    """
+    return _headers_of(view_of(conn))
+
 
 Exclude: TypeAlias = Collection[str] | Callable[[Connection[Any]], bool]
 """
@@ -60,7 +73,7 @@ class Ready(HTTPMiddleware):
             return lambda conn: not meant(conn)
         expected = 'paths, as in `exclude=["/health"]`, or a predicate'
         paths = self._checked_paths("exclude", exclude, expected)
-        return (lambda conn: conn["path"] not in paths) if paths else None
+        return (lambda conn: view_of(conn)["path"] not in paths) if paths else None
 
     @classmethod
     def _bad(cls, option: str, value: object, expected: str) -> TypeError:

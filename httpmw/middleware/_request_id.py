@@ -14,7 +14,7 @@ from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
 
 from ._ids import request_id, trace_id
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, headers_of
 
 _log = logging.getLogger("httpmw.request_id")
 
@@ -122,12 +122,14 @@ class RequestIDMiddleware(Ready):
         """
         given: bytes | None = None
         parent: bytes | None = None
-        for key, line in conn.headers.raw:
+        for key, line in headers_of(conn):
             if key == self._key:
                 given = line  # of several lines the last one is the nearest proxy's
             elif key == b"traceparent":
                 parent = line if parent is None else b""  # two of them say nothing
-        trace = _current_trace() or _trace_of(parent)
+        trace = _current_trace()
+        if trace is None and parent is not None:
+            trace = _trace_of(parent)
         came = None if given is None else given.decode("latin-1")
         value = self._id(conn, came, trace)
         token = request_id.set(value)
@@ -242,13 +244,26 @@ def add_request_id(
     return event_dict
 
 
+# Ids that were made in advance: to ask the system for random bytes is most of the time of one.
+_spare: Final[list[str]] = []
+_IN_ADVANCE: Final = 64
+if hasattr(os, "register_at_fork"):  # two processes must not have the same ones
+    os.register_at_fork(after_in_child=_spare.clear)
+
+
 def _new_uuid() -> str:
     """
-    Give `uuid4().hex`, without the object in between, which is most of its time.
+    Give `uuid4().hex`, as `uuid4` would make it.
     """
-    bits = int.from_bytes(os.urandom(16), "big")
-    # RFC 9562 section 5.4: the version and the variant.
-    return f"{bits & ~_FIXED_BITS | _VERSION_4:032x}"
+    while True:
+        try:
+            return _spare.pop()
+        except IndexError:  # or another thread was quicker
+            data = os.urandom(16 * _IN_ADVANCE)
+            for place in range(0, len(data), 16):
+                bits = int.from_bytes(data[place : place + 16], "big")
+                # RFC 9562 section 5.4: the version and the variant.
+                _spare.append(f"{bits & ~_FIXED_BITS | _VERSION_4:032x}")
 
 
 def _is_printable(value: object) -> bool:
@@ -262,9 +277,7 @@ def _is_token(value: object) -> bool:
     return isinstance(value, str) and _TOKEN.fullmatch(value) is not None
 
 
-def _trace_of(parent: bytes | None) -> str | None:
-    if parent is None:
-        return None
+def _trace_of(parent: bytes) -> str | None:
     match = _TRACEPARENT.fullmatch(parent)
     if match is None or (match[1] == b"00" and match[3] is not None):
         return None

@@ -6,6 +6,10 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
+from httpmw._scope import LayerRequest
+
+from ._ready import view_of
+
 _NAMES = re.compile(r"{(\w+)}")
 
 
@@ -27,21 +31,22 @@ def route_template(conn: HTTPConnection[Any]) -> str | None:
         The template; None where no route was matched. A Starlette that does not keep the route in
         the scope has one for mounts and for routes of FastAPI only.
     """
-    route: Any = conn.get("route")
-    root_path: str = conn.get("root_path", "").rstrip("/")
+    scope = view_of(conn) if isinstance(conn, LayerRequest) else conn.scope
+    route: Any = scope.get("route")
+    root_path: str = scope.get("root_path", "").rstrip("/")
     # What there was before the first mount.
-    server: str = conn.get("app_root_path", root_path).rstrip("/")
+    server: str = scope.get("app_root_path", root_path).rstrip("/")
     mounted = root_path[len(server) :]
     # FastAPI from 0.137 on keeps an included route as it was declared, and here what
     # `include_router(prefix=...)` makes of it.
-    included = (conn.get("fastapi") or {}).get("effective_route_context")
+    included = (scope.get("fastapi") or {}).get("effective_route_context")
     path: str | None = getattr(included, "path_format", None) or getattr(route, "path_format", None)
     if path is None or isinstance(route, Mount):
         if not mounted:
             return None
         path = "/*"
     if mounted:
-        params: dict[str, Any] = conn.get("path_params") or {}
+        params: dict[str, Any] = scope.get("path_params") or {}
         own = _NAMES.findall(path)
         mounted = _without_values(mounted, {k: v for k, v in params.items() if k not in own})
     return f"{server}{mounted}{path}"

@@ -25,7 +25,7 @@ from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
 from httpmw._response import AppResponse
 
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, headers_of, view_of
 
 Directives: TypeAlias = Mapping[str, str | Sequence[str] | bool | None]
 """
@@ -274,10 +274,10 @@ class SecurityHeadersMiddleware(Ready):
             raise self._bad(
                 "hsts", hsts, "a text that begins with `max-age=` and seconds, or False"
             )
-        self._plain = tuple(plain)
-        self._secure = self._plain if lasting is None else (*plain, (_HSTS, lasting))
+        # Here and below: what is sent without TLS, and what is sent over it.
+        secure = plain if lasting is None else [*plain, (_HSTS, lasting)]
+        self._plain = tuple(plain), tuple(secure)
         self._nonced = self._nonced_directives(csp_nonce)
-        # The policy without and with what is for TLS alone.
         upgraded = policy
         if policy is not None and "upgrade-insecure-requests" in policy:
             policy = {**policy}
@@ -285,7 +285,12 @@ class SecurityHeadersMiddleware(Ready):
         self._policies = policy or {}, upgraded or {}
         self._written = _written(self._policies[0]), _written(self._policies[1])
         self._with_nonce = tuple(map(self._template, self._policies))
+        self._added = tuple(
+            self._with_policy(is_secure, self._written[is_secure]) for is_secure in (False, True)
+        )
         self._removed = self._names("remove", remove)
+        # Whose names say that there is more to do than to add.
+        self._meant = self._removed | {self._policy_name} | {name for name, _ in secure}
         self._override = override
         self._docs = self._docs_paths(docs)
         self._docs_of: tuple[Any, frozenset[str]] = None, frozenset()
@@ -422,25 +427,27 @@ class SecurityHeadersMiddleware(Ready):
         status = response.status_code
         if status == 101:  # noqa: PLR2004 - the acceptance of a handshake
             return
-        scheme = conn.get("scheme")
+        scheme = view_of(conn).get("scheme")
         # Whether this is over TLS, to a name of its own.
         is_secure = (scheme == "https" or scheme == "wss") and self._has_name(conn)  # noqa: PLR1714 - quicker
-        added: list[tuple[bytes, bytes]] = [*(self._secure if is_secure else self._plain)]
+        added = self._added[is_secure]
         headers = response.raw_headers
         if status == 304:  # noqa: PLR2004 - see rule 3
             headers[:] = [pair for pair in headers if not _has_nonce(pair)]
-        else:
-            policy = self._written[is_secure]
-            if is_docs and status == 200 and policy:  # noqa: PLR2004
-                policy = await self._policy_of_docs(response, self._policies[is_secure])
-            elif nonce is not None:
-                value = nonce._go_out(needed=_is_page(response))  # noqa: SLF001
-                if value is not None:
-                    _keep_private(response)
-                    policy = value.encode().join(self._with_nonce[is_secure])
-            if policy:
-                added.append((self._policy_name, policy))
+            added = self._plain[is_secure]
+        elif is_docs and status == 200 and self._written[is_secure]:  # noqa: PLR2004
+            policy = await self._policy_of_docs(response, self._policies[is_secure])
+            added = self._with_policy(is_secure, policy)
+        elif nonce is not None:
+            value = nonce._go_out(needed=_is_page(response))  # noqa: SLF001
+            if value is not None:
+                _keep_private(response)
+                policy = value.encode().join(self._with_nonce[is_secure])
+                added = self._with_policy(is_secure, policy)
         there = {name.lower() for name, _ in headers}
+        if there.isdisjoint(self._meant):  # mostly: nobody else has said any of it
+            headers += added
+            return
         dropped = self._removed & there
         if self._override:
             dropped |= {name for name, _ in added} & there
@@ -449,9 +456,13 @@ class SecurityHeadersMiddleware(Ready):
             headers[:] = [pair for pair in headers if pair[0].lower() not in dropped]
         headers.extend([pair for pair in added if pair[0] not in there])
 
+    def _with_policy(self, is_secure: bool, policy: bytes) -> tuple[tuple[bytes, bytes], ...]:  # noqa: FBT001
+        plain = self._plain[is_secure]
+        return (*plain, (self._policy_name, policy)) if policy else plain
+
     def _has_name(self, conn: Connection[Any]) -> bool:
         host = b""
-        for name, value in conn.headers.raw:
+        for name, value in headers_of(conn):
             if name == b"host":
                 host = value
                 break
@@ -467,15 +478,16 @@ class SecurityHeadersMiddleware(Ready):
     def _is_docs(self, conn: Connection[Any]) -> bool:
         paths = self._docs
         if paths is None:
-            app = conn.get("app")
+            app = view_of(conn).get("app")
             known, paths = self._docs_of
             if known is not app:
                 paths = _docs_of(app)
                 self._docs_of = app, paths
         if not paths:
             return False
-        path: str = conn["path"]
-        root: str = conn.get("root_path") or ""
+        scope = view_of(conn)
+        path: str = scope["path"]
+        root: str = scope.get("root_path") or ""
         return path in paths or (path.startswith(root) and path[len(root) :] in paths)
 
     async def _policy_of_docs(self, response: AppResponse, policy: Policy) -> bytes:

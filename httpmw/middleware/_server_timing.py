@@ -14,7 +14,7 @@ from httpmw import _errors
 from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
 
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, view_of
 
 # Where a request has its timing: in its state, which all that see the request share.
 _KEY: Final = "httpmw.server_timing"
@@ -176,7 +176,7 @@ def _wanted(enabled: bool | Predicate | None) -> Predicate | None:  # noqa: FBT0
 
 
 def _is_debugged(conn: Connection[Any]) -> bool:
-    return bool(getattr(conn.get("app"), "debug", False))
+    return bool(getattr(view_of(conn).get("app"), "debug", False))
 
 
 def _is_name(value: object) -> bool:
