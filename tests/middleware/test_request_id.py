@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -694,3 +695,20 @@ def test_a_coroutine_function_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"no `async def`"):
         RequestIDMiddleware(PlainTextResponse("ok"), generator=generator)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_has_ids_of_its_own() -> None:
+    """What is made in advance in one process is not used in another, too."""
+    program = (
+        "import os\n"
+        "from httpmw.middleware._request_id import _new_uuid\n"
+        "_new_uuid()\n"
+        "child = os.fork()\n"
+        "os.write(1, _new_uuid().encode() + b'\\n')\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+    assert len({*done.stdout.split()}) == 2
