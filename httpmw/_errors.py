@@ -323,7 +323,7 @@ def bad_websocket(value: object) -> TypeError:
     )
 
 
-def bad_option(owner: type | FunctionType, option: str, value: object, expected: str) -> TypeError:
+def bad_option(owner: Any, option: str, value: object, expected: str) -> TypeError:
     return TypeError(f"{owner.__name__}({option}={value!r}): `{option}` must be {expected}.")
 
 
@@ -350,6 +350,23 @@ def wrong_order(outer: type, inner: type, harm: str) -> str:
         f"Put {inner.__name__} outside of it; `httpmw.middleware.recommended()` gives the order."
         if outer is not inner
         else f"{outer.__name__} is there two times: {harm}.\nTake one of them out."
+    )
+
+
+def no_client(owner: Any) -> RuntimeError:
+    return RuntimeError(
+        f"{owner.__name__} does not know who asks: the server gives no address of the client, as it"
+        " listens on a Unix socket, say.\n"
+        "Have it take the address from the proxy (uvicorn: `--proxy-headers"
+        " --forwarded-allow-ips='*'`), or write `key=` with a function that says who it is."
+    )
+
+
+def no_rate_limit_layer(owner: Any) -> RuntimeError:
+    return RuntimeError(
+        f"`{owner.__name__}()` counts in the store of a RateLimitMiddleware, and there is none"
+        " around this route.\n"
+        'Write `app.add_middleware(RateLimitMiddleware, limit="1000/minute", store=...)`.'
     )
 
 

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any, assert_type
 from uuid import uuid4
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -28,10 +28,17 @@ from httpmw.middleware import (
     CSPNonce,
     ETagMiddleware,
     InspectorMiddleware,
+    LimitsStore,
+    MemoryStore,
     OpenTelemetryMetricsMiddleware,
     Problem,
     ProblemDetailsMiddleware,
     PrometheusMiddleware,
+    RateLevel,
+    RateLimitMiddleware,
+    RatePolicy,
+    RateStore,
+    RedisStore,
     RequestIDFilter,
     RequestIDMiddleware,
     SecurityHeadersMiddleware,
@@ -39,8 +46,10 @@ from httpmw.middleware import (
     ServerTimingMiddleware,
     TimeoutMiddleware,
     add_request_id,
+    client_address,
     metrics_endpoint,
     problem_responses,
+    rate_limit,
     recommended,
     request_id,
     route_template,
@@ -179,6 +188,35 @@ app.add_middleware(
     headers=["x-request-id"],
 )
 InspectorMiddleware(app, keep="50")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+
+
+async def key(conn: Connection) -> str | None:
+    return client_address(conn, ipv6_prefix=64)
+
+
+memory = MemoryStore(max_keys=1000)
+app.add_middleware(
+    RateLimitMiddleware,
+    limit=["10/second", "1000/hour"],
+    burst=[5, 1000],
+    key=key,
+    cost=lambda conn: 2,
+    refund=lambda response: not response.bytes_sent,
+    store=memory,
+    headers="legacy",
+    on_store_error="closed",
+)
+store: RateStore = memory
+store = RedisStore(object())
+store = LimitsStore(object(), strategy="fixed-window")
+FastAPI(dependencies=[Depends(rate_limit("5/minute", name="all"))])
+RateLimitMiddleware(app, limit="1/minute", store=3)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+RateLimitMiddleware(app)  # type: ignore[call-arg]  # pyrefly: ignore[missing-argument]
+
+
+async def levels(policies: list[RatePolicy]) -> None:
+    assert_type(await memory.take("k", policies, 1), list[RateLevel])
+
 
 # Options of another type.
 

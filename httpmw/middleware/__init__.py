@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from ._compression import CompressionMiddleware
     from ._cross_origin import CrossOriginProtectionMiddleware
     from ._etag import ETagMiddleware
+    from ._gcra import RateLevel, RatePolicy, RateStore
     from ._ids import request_id, trace_id
     from ._inspector import InspectorMiddleware
+    from ._limits_store import LimitsStore
+    from ._memory_store import MemoryStore
     from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
     from ._order import CORS_ALLOW, CORS_EXPOSE, OrderWarning, recommended
     from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
     from ._prometheus import PrometheusMiddleware, metrics_endpoint
+    from ._rate_limit import RateLimitMiddleware, client_address, rate_limit
+    from ._redis_store import RedisStore
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
     from ._route import route_template
     from ._security_headers import CSPNonce, SecurityHeadersMiddleware
     from ._server_timing import ServerTiming, ServerTimingMiddleware, timing
+    from ._stores import StoreError
     from ._timeout import TimeoutMiddleware
 
 __all__ = [
@@ -42,20 +48,30 @@ __all__ = [
     "CrossOriginProtectionMiddleware",
     "ETagMiddleware",
     "InspectorMiddleware",
+    "LimitsStore",
+    "MemoryStore",
     "OpenTelemetryMetricsMiddleware",
     "OrderWarning",
     "Problem",
     "ProblemDetailsMiddleware",
     "PrometheusMiddleware",
+    "RateLevel",
+    "RateLimitMiddleware",
+    "RatePolicy",
+    "RateStore",
+    "RedisStore",
     "RequestIDFilter",
     "RequestIDMiddleware",
     "SecurityHeadersMiddleware",
     "ServerTiming",
     "ServerTimingMiddleware",
+    "StoreError",
     "TimeoutMiddleware",
     "add_request_id",
+    "client_address",
     "metrics_endpoint",
     "problem_responses",
+    "rate_limit",
     "recommended",
     "request_id",
     "route_template",
@@ -73,21 +89,31 @@ _MODULES: Final = {
     "CrossOriginProtectionMiddleware": "_cross_origin",
     "ETagMiddleware": "_etag",
     "InspectorMiddleware": "_inspector",
+    "RateLevel": "_gcra",
+    "LimitsStore": "_limits_store",
+    "MemoryStore": "_memory_store",
     "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
     "OrderWarning": "_order",
+    "RatePolicy": "_gcra",
     "Problem": "_problem_details",
     "ProblemDetailsMiddleware": "_problem_details",
     "PrometheusMiddleware": "_prometheus",
     "REDACTED_KEYS": "_access_log",
+    "RateLimitMiddleware": "_rate_limit",
+    "RateStore": "_gcra",
+    "RedisStore": "_redis_store",
     "RequestIDFilter": "_request_id",
     "RequestIDMiddleware": "_request_id",
     "SecurityHeadersMiddleware": "_security_headers",
     "ServerTiming": "_server_timing",
     "ServerTimingMiddleware": "_server_timing",
+    "StoreError": "_stores",
     "TimeoutMiddleware": "_timeout",
     "add_request_id": "_request_id",
+    "client_address": "_rate_limit",
     "metrics_endpoint": "_prometheus",
     "problem_responses": "_problem_details",
+    "rate_limit": "_rate_limit",
     "recommended": "_order",
     "request_id": "_ids",
     "route_template": "_route",

@@ -43,9 +43,10 @@ _HARM: Final[dict[tuple[str, str], str]] = {
     ),
     ("compression", "compression"): "each response is looked at two times, and coded once",
     ("security_headers", "security_headers"): "what the outer one says is never seen",
+    ("rate_limit", "rate_limit"): "they have one store and one name, so each request counts twice",
     **{
         (kind, "cors"): "what it refuses has no CORS headers, so a browser hides it from the page"
-        for kind in ("cross_origin", "timeout", "etag")
+        for kind in ("cross_origin", "rate_limit", "timeout", "etag")
     },
 }
 # What codes responses as well, but is not ours.
@@ -108,12 +109,21 @@ def _say(outer: object, kind: str | None, inner: object) -> None:
         return
     if kind == inner_kind == "metrics" and type(outer) is not type(inner):
         return  # for Prometheus and for OpenTelemetry
+    if kind == inner_kind == "rate_limit" and _are_apart(outer, inner):
+        return
     _said.add((kind, inner_kind))
     warnings.warn(
         _errors.wrong_order(type(outer), type(inner), _HARM[kind, inner_kind]),
         OrderWarning,
         stacklevel=4,
     )
+
+
+def _are_apart(one: Any, other: Any) -> bool:
+    """
+    Whether two rate limits count in different places.
+    """
+    return one.store is not other.store or one.name != other.name
 
 
 def _say_untrusted(origins: Iterable[str], layer: Any) -> None:
@@ -158,6 +168,7 @@ def recommended(
     cors: Mapping[str, Any] | None = None,
     problem_details: Options = True,
     cross_origin: Options = None,
+    rate_limit: Options = None,
     timeout: Options = None,
     compression: Options = True,
     etag: Options = True,
@@ -180,6 +191,7 @@ def recommended(
         cors: The options of Starlette's `CORSMiddleware`.
         problem_details: `ProblemDetailsMiddleware`; by default it is there.
         cross_origin: `CrossOriginProtectionMiddleware`.
+        rate_limit: `RateLimitMiddleware`.
         timeout: `TimeoutMiddleware`.
         compression: `CompressionMiddleware`; by default it is there.
         etag: `ETagMiddleware`; by default it is there.
@@ -200,6 +212,7 @@ def recommended(
         *_cors(cors),
         *_asked("ProblemDetailsMiddleware", "problem_details", problem_details),
         *_asked("CrossOriginProtectionMiddleware", "cross_origin", cross_origin),
+        *_asked("RateLimitMiddleware", "rate_limit", rate_limit),
         *_asked("TimeoutMiddleware", "timeout", timeout),
         *_asked("CompressionMiddleware", "compression", compression),
         *_asked("ETagMiddleware", "etag", etag),

@@ -30,6 +30,9 @@ Respond: TypeAlias = "Callable[[Connection[Any], Problem], Response]"
 Makes the response to a refused request, from the problem that would be sent.
 """
 
+# Where a rate limit is found by what is further in.
+COUNTED: Final = "httpmw.rate_limit"
+
 DRAIN: Final = {"max_size": 1024 * 1024, "seconds": 1.0}
 
 
@@ -66,6 +69,9 @@ class Refusal:
         detail: str | None,
         code: str,
         headers: Mapping[str, str] | None = None,
+        *,
+        type: str | None = None,  # noqa: A002 - the name of the member
+        members: Mapping[str, Any] | None = None,
     ) -> Response:
         """
         Make the response that refuses a request, whose body is dropped.
@@ -76,18 +82,21 @@ class Refusal:
             detail: What is wrong, for a person to read.
             code: What is wrong, in a short name.
             headers: Headers of the response, whatever it is made by.
+            type: The URI of what is wrong.
+            members: Further members of the problem, by the names that a standard gives them.
 
         Returns:
             The response.
         """
         from ._problem_details import Problem  # noqa: PLC0415 - when something is refused
 
-        problem = Problem(status, detail, code=code)
+        problem = Problem(status, detail, code=code, type=type)
+        problem.extensions.update(members or {})
         if self._respond is None:
-            members = problem.members()
+            document = problem.members()
             if (known := request_id.get()) is not None:
-                members["request_id"] = known
-            response = Response(json.dumps(members), status, media_type="application/problem+json")
+                document["request_id"] = known
+            response = Response(json.dumps(document), status, media_type="application/problem+json")
         else:
             response = self._respond(conn, problem)
             if not isinstance(response, Response):
@@ -107,6 +116,36 @@ class Refusal:
         return drained or self._drain is None or not str(conn.get("http_version")).startswith("1")
 
 
+class Counted:
+    """
+    What a rate limit knows of a request, for what is further in.
+
+    Attributes:
+        layer: The layer.
+        outer: That of a rate limit further out.
+        more: What `rate_limit()` has taken.
+        is_shed: Whether the request was turned away before anything was done for it.
+    """
+
+    __slots__ = ("is_shed", "layer", "more", "outer")
+
+    def __init__(self, layer: Any, outer: Counted | None) -> None:
+        self.layer = layer
+        self.outer = outer
+        self.more: list[Any] = []
+        self.is_shed = False
+
+
+def tell_shed(conn: Connection[Any]) -> None:
+    """
+    Have all rate limits further out know that a request is turned away.
+    """
+    counted: Counted | None = conn.scope.get(COUNTED)
+    while counted is not None:
+        counted.is_shed = True
+        counted = counted.outer
+
+
 def wants_events_alone(conn: Connection[Any]) -> bool:
     """
     Whether it is the `EventSource` of a browser that asks.
@@ -115,12 +154,12 @@ def wants_events_alone(conn: Connection[Any]) -> bool:
     return accepted == [b"text/event-stream"]
 
 
-def retry_events() -> Response:
+def retry_events(milliseconds: int = 5000) -> Response:
     """
     Give an `EventSource` what has it ask again: to a 429, 503 or 504 a browser never does.
     """
     return Response(
-        "retry: 5000\n\n",
+        f"retry: {milliseconds}\n\n",
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )

@@ -368,7 +368,8 @@ def test_speed_is_measured(page: Path) -> None:
     if page.stem == "performance":
         return
     text = FENCE.sub("", page.read_text())
-    spoken = [line for line in text.splitlines() if SPEED.search(line)]
+    # `cost=` is a name, and no word.
+    spoken = [line for line in text.splitlines() if SPEED.search(re.sub("`[^`]*`", "", line))]
 
     assert [line for line in spoken if "bench" not in line] == []
 

@@ -23,8 +23,10 @@ from httpmw.middleware import (
     CompressionMiddleware,
     CrossOriginProtectionMiddleware,
     ETagMiddleware,
+    MemoryStore,
     OrderWarning,
     ProblemDetailsMiddleware,
+    RateLimitMiddleware,
     RequestIDMiddleware,
     SecurityHeadersMiddleware,
     ServerTimingMiddleware,
@@ -63,6 +65,7 @@ def test_the_order() -> None:
         cors=CORS,
         problem_details=True,
         cross_origin={"trusted_origins": CORS["allow_origins"]},
+        rate_limit={"limit": "100/minute"},
         timeout={"start": 5},
         compression=True,
         etag=True,
@@ -77,6 +80,7 @@ def test_the_order() -> None:
         "CORSMiddleware",
         "ProblemDetailsMiddleware",
         "CrossOriginProtectionMiddleware",
+        "RateLimitMiddleware",
         "TimeoutMiddleware",
         "CompressionMiddleware",
         "ETagMiddleware",
@@ -188,6 +192,20 @@ def test_two_compressors_are_warned_about() -> None:
     """Whoever has made them."""
     with pytest.warns(OrderWarning, match="coded once"):
         CompressionMiddleware(GZipMiddleware(ok))
+
+
+def test_rate_limits_that_count_in_one_place_are_warned_about() -> None:
+    """With two names, or two stores, they are apart."""
+    store = MemoryStore()
+    inner = RateLimitMiddleware(ok, limit="1/minute", store=store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RateLimitMiddleware(inner, limit="1/hour", store=store, name="other")
+        RateLimitMiddleware(inner, limit="1/hour")
+    with pytest.warns(OrderWarning, match="each request counts twice"):
+        RateLimitMiddleware(inner, limit="1/hour", store=store)
+    with pytest.warns(OrderWarning, match="no CORS headers"):
+        RateLimitMiddleware(CORSMiddleware(ok, **CORS), limit="1/hour")
 
 
 async def test_lists_for_cors() -> None:

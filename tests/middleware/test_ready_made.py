@@ -24,11 +24,13 @@ KINDS = [name for name in NAMES if name.endswith("Middleware")]
 # What a kind cannot be made without.
 REQUIRED: dict[str, dict[str, Any]] = {
     "InspectorMiddleware": {"enabled": True},  # no application is there that could be debugged
+    "RateLimitMiddleware": {"limit": "100/minute"},
 }
 
 # What several kinds are made with.
 SHARED = {
     *("_codings", "_conditions", "_ids", "_metrics", "_order", "_ready", "_refuse", "_route"),
+    *("_gcra", "_memory_store", "_rate_fields", "_stores"),
 }
 
 ok = PlainTextResponse("ok")

@@ -1,0 +1,183 @@
+# What is kept in Redis or Valkey, through a client of redis-py's or valkey-py's.
+#
+# Rule 1: the client is the user's, and is only called: `evalsha` and `eval`. Nothing of it is
+# imported, so that any version will do.
+# Rule 2: one call of a script for each thing to do, on one key, with the server's time. So it is
+# one step, in a cluster too.
+# Rule 3: a script that comes too late does nothing, and says what the time is: where only our idea
+# of the server's clock was wrong, it is asked again.
+# Rule 4: a connection that was lost is tried once more, in the time that is left: idle ones are
+# found dead one by one after a restart. What is repeated must not do harm if it was done.
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from httpmw import _errors
+
+from ._gcra import RateLevel, RatePolicy, levels
+from ._stores import Clock, StoreError
+
+# Times in whole microseconds, as text: `tostring` of Lua 5.1 has 14 digits.
+_HEAD: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+if now > tonumber(ARGV[1]) then return {-1, now} end
+local function text(number) return string.format('%.0f', number) end
+"""
+
+# As `_gcra.taken` has it. ARGV: last moment, cost, then id, interval and room of each policy.
+# Gives whether it passes, the time, and the arrival times afterwards.
+_TAKE: Final = (
+    _HEAD
+    + """
+local cost = tonumber(ARGV[2])
+local fields = {}
+for i = 3, #ARGV, 3 do fields[#fields + 1] = ARGV[i] end
+local stored = redis.call('HMGET', KEYS[1], unpack(fields))
+local passes, last, after, pairs = 1, now, {}, {}
+for i, kept in ipairs(stored) do
+    local interval, room = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
+    local begin = math.min(math.max(tonumber(kept or 0), now), now + room)
+    local moment = math.max(begin + cost * interval, now)
+    if cost > 0 and moment - room > now then passes = 0 end
+    after[i] = moment
+    last = math.max(last, moment)
+    pairs[#pairs + 1] = fields[i]
+    pairs[#pairs + 1] = text(moment)
+end
+if passes == 0 then
+    for i, kept in ipairs(stored) do after[i] = math.max(tonumber(kept or 0), now) end
+elseif last > now then
+    redis.call('HSET', KEYS[1], unpack(pairs))
+    redis.call('PEXPIREAT', KEYS[1], text(math.ceil(last / 1000)))
+elseif cost ~= 0 then
+    redis.call('DEL', KEYS[1])
+end
+return {passes, now, unpack(after)}
+"""
+)
+
+
+class Script:
+    # A script and the name that a server has for it.
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+TAKE: Final = Script(_TAKE)
+
+
+class RedisStore:
+    """
+    A store in Redis (5 or later) or Valkey, for any number of workers.
+
+    Args:
+        client: A `redis.asyncio.Redis` (redis-py 5 or later) or `valkey.asyncio.Valkey` (6 or
+            later). It stays yours: you make it, with its time limits and its pool, and you close
+            it. It runs on asyncio.
+        prefix: What the names of all keys begin with.
+
+    Raises:
+        TypeError: *client* is no such client, or *prefix* is no text.
+
+    A server that drops keys when its memory is full (`maxmemory-policy allkeys-*`), or that is
+    replaced by a replica, forgets what it had acknowledged.
+    """
+
+    asyncio_only = True
+
+    def __init__(self, client: Any, *, prefix: str = "httpmw:") -> None:
+        module = type(client).__module__.partition(".")[0]
+        if not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
+            raise _errors.bad_option(
+                type(self), "client", client, "a `redis.asyncio.Redis` or a `valkey.asyncio.Valkey`"
+            )
+        if module in ("redis", "valkey") and ".asyncio" not in type(client).__module__:
+            raise _errors.bad_option(
+                type(self), "client", client, f"of `{module}.asyncio`: this one blocks the loop"
+            )
+        if not isinstance(prefix, str):
+            raise _errors.bad_option(type(self), "prefix", prefix, "a text")
+        self._client = client
+        self._prefix = prefix
+        self._clock = Clock()
+
+    # ------------------------------------------------------------------ rate limits
+
+    def check(self, policies: Sequence[RatePolicy], *, refunds: bool) -> str | None:  # noqa: ARG002
+        """
+        Say that nothing is missing.
+        """
+        return None
+
+    async def take(
+        self, key: str, policies: Sequence[RatePolicy], cost: int, deadline: float
+    ) -> list[RateLevel]:
+        """
+        Take units in one round trip, as `RateStore` has it.
+        """
+        arguments = [str(cost)]
+        for policy in policies:
+            arguments += policy.id, str(policy.interval), str(policy.room)
+        reply = await self._run(TAKE, f"rate:{key}", arguments, deadline)
+        passes, now, *after = (int(each) for each in reply)
+        return levels(policies, after, now, cost, passes=bool(passes))
+
+    async def give_back(
+        self, key: str, policies: Sequence[RatePolicy], cost: int, deadline: float
+    ) -> None:
+        """
+        Give units back in one round trip, as `RateStore` has it.
+        """
+        await self.take(key, policies, -cost, deadline)
+
+    # ------------------------------------------------------------------ one script
+
+    async def _run(
+        self, script: Script, name: str, arguments: Sequence[str], deadline: float
+    ) -> Any:
+        lost = late = False
+        while True:
+            last = int(self._clock.at(deadline) * 1_000_000)
+            asked = time.monotonic()
+            try:
+                reply = await self._call(script, self._prefix + name, str(last), *arguments)
+            except Exception as exc:
+                if lost or not _is_lost(exc):
+                    raise
+                lost = True  # rule 4
+                continue
+            answered = time.monotonic()
+            self._clock.learn(asked, answered, int(reply[1]) / 1_000_000)
+            if int(reply[0]) != -1:
+                return reply
+            if late or answered >= deadline:
+                raise StoreError("The server did it too late, that is, not at all.")
+            late = True  # rule 3
+
+    async def _call(self, script: Script, *arguments: str) -> Any:
+        client = self._client
+        try:
+            return await client.evalsha(script.sha, 1, *arguments)
+        except Exception as exc:
+            if not _is_named(exc, "NoScriptError"):
+                raise
+        # A server that has been restarted, or flushed of its scripts.
+        return await client.eval(script.text, 1, *arguments)
+
+
+def _is_lost(exc: Exception) -> bool:
+    """
+    Whether it is the connection that failed; the exceptions of redis-py are none of Python's.
+    """
+    return isinstance(exc, OSError | EOFError) or _is_named(exc, "ConnectionError")
+
+
+def _is_named(exc: Exception, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(exc).__mro__)
