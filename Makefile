@@ -10,7 +10,7 @@ ARGS ?=
 BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-ready compare-ready \
+.PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-handshakes bench-ready compare-ready \
 	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
 	pythons pyodide show-apps inspector-load answers browser proxies clean
 
@@ -56,6 +56,9 @@ bench-all: ## measure what the targets need on every Python that is here
 
 bench-servers: $(VENV)/test.group ## measure what layers cost on uvicorn; needs Linux, wrk and two cores
 	$(BIN)/python -m benchmarks servers $(ARGS)
+
+bench-handshakes: $(VENV)/servers.group ## measure what layers cost a WebSocket; takes minutes
+	$(BIN)/python -m benchmarks handshakes $(ARGS)
 
 bench-docs: bench-all ## measure all but the servers, and put it into docs/performance.md
 	$(MAKE) bench bench-page

@@ -2,7 +2,8 @@
 Run benchmarks, and hold their figures against the targets: `python -m benchmarks [NAME ...]`.
 
 Each runs in a process of its own and leaves its figures in `.cache/benchmarks/VERSION/NAME.json`.
-Without a name all are run but `servers`, which needs wrk and two cores. (`ready` needs an
+Without a name all are run but `servers`, which needs wrk and two cores, and `handshakes`, which
+needs a WebSocket client. (`ready` needs an
 environment of its own: `make bench-ready`.) The table at the end is
 of what was run; with `--check` a target that is missed makes the exit code 1.
 """
@@ -18,7 +19,7 @@ from benchmarks import targets
 from benchmarks.document import ROOT, read, run_file
 
 IN_PROCESS = ("jobs", "grid", "rules", "stack", "budget", "memory", "bodies", "import_time")
-NAMES = (*IN_PROCESS, "servers")
+NAMES = (*IN_PROCESS, "servers", "handshakes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

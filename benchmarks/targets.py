@@ -118,6 +118,13 @@ def served(says: str, against: str, at_least: float) -> Target:
     return Target(says, "servers", where, ("times", against), at_least=at_least)
 
 
+def websocket(says: str, what: str, at_most: float) -> Target:
+    """
+    Bound what layers cost a WebSocket, where a request or the bare application is 1.
+    """
+    return Target(says, "handshakes", {"what": what}, ("times",), at_most=at_most)
+
+
 def budget(layer: str, figure: str, at_most: float, phase: str = "whole") -> Target:
     """
     Bound what one layer costs in one phase: a budget of `httpmw.testing.overhead`.
@@ -176,6 +183,8 @@ TARGETS = [
     budget("two yields", "peak bytes", 4096),
     served("requests per second, 5 layers, hand-written = 1", "asgi", 0.97).above("bare generator"),
     served("requests per second, 5 layers, BaseHTTPMiddleware = 1", "BaseHTTP", 8),
+    websocket("a WebSocket handshake through 1 layer, a request = 1", "handshake", 1.2),
+    websocket("1,000 messages each way through 5 layers, without = 1", "messages", 1.01),
 ]
 
 

@@ -292,13 +292,10 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
             return straight(message)
         if message["type"] == _ACCEPT and self.state is WAITING:
             self.answered = _ACCEPT
-            try:
-                headers = message["headers"]
-            except KeyError:
-                return self._start({"type": _START, "status": ACCEPTED, ORIGIN: message})
-            return self._start(
-                {"type": _START, "status": ACCEPTED, "headers": headers, ORIGIN: message}
-            )
+            start: Message = {"type": _START, "status": ACCEPTED, ORIGIN: message}
+            if "headers" in message:
+                start["headers"] = message["headers"]
+            return self._start(start)
         return self._translate(message)
 
     def receive(self) -> Awaitable[Message]:  # type: ignore[override]  # pyrefly: ignore[bad-override]

@@ -22,6 +22,7 @@ from benchmarks import (
     bodies,
     budget,
     grid,
+    handshakes,
     import_time,
     jobs,
     memory,
@@ -230,7 +231,9 @@ def test_every_other_benchmark_has_the_figures_of_its_targets():
     summary = report.summary()
     others = [target for target in targets.TARGETS if target.benchmark != "grid"]
 
-    assert {"stack", "budget", "memory", "servers"} == {target.benchmark for target in others}
+    assert {"stack", "budget", "memory", "servers", "handshakes"} == {
+        target.benchmark for target in others
+    }
     assert [] == [target.says for target in others if target.measured(summary) is None]
 
 
@@ -452,6 +455,22 @@ def test_what_is_served_answers_under_its_layers(framework, style):
 
     assert [{"hello": "world"}] * 2 == [answer.json() for answer in answers]
     assert ["1", "1"] == [answer.headers["x-layer"] for answer in answers]
+
+
+def test_a_layer_is_there_in_a_handshake_that_is_measured():
+    """
+    The application accepts, and the layer sets its header on the acceptance.
+    """
+    sent = []
+
+    async def collect(message):
+        sent.append(message)
+
+    app = handshakes.Opening(handshakes.layered(handshakes.accepts, 1))
+    step(app(request_scope(), None, collect))
+
+    assert ["websocket.accept"] == [message["type"] for message in sent]
+    assert b"x-layer" in dict(sent[0]["headers"])
 
 
 def test_servers_are_compared_round_by_round():
