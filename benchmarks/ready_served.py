@@ -48,6 +48,7 @@ class HandLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,14 +77,12 @@ class HandLog:
             took = (ended or time.perf_counter()) - began
             route = getattr(scope.get("route"), "path", None)
             client = scope["client"][0] if scope.get("client") else None
-            line = (
-                f"{scope['method']} {scope['path']} {status}, {size} bytes in {took * 1000:.1f} ms"
-            )
-            line += f", {outcome}, start={(started - began) * 1000:.1f}ms route={route}"
-            line += f" client={client} request_id={correlation_id.get()}"
+            line = f"{scope['method']} {scope['path']} {status or '-'}, {size} bytes in "
+            line += f"{took * 1000:.1f} ms, {outcome}, start={(started - began) * 1000:.1f}ms"
+            line += f" route={route} client={client} request_id={correlation_id.get()}"
             if error is not None:
                 line += f" error={error}"
-            logger.info("%s", line)
+            self.logger.info("%s", line)
 
 
 class HandETag:

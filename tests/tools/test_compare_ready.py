@@ -1,0 +1,27 @@
+"""What `make compare-ready` looks at, of the layers of httpmw alone."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tools.compare_ready import KINDS, compared, is_ours
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the lines of refused requests."""
+    monkeypatch.setattr(logging.getLogger("httpmw.cross_origin"), "disabled", True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_ours_is_right_in_every_case(anyio_backend: str, name: str) -> None:
+    """Each kind is right in each of its cases."""
+    kind = KINDS[name]
+    ours = [each for each in kind.contenders if is_ours(each)]
+    table = await compared(kind, *ours)
+
+    assert ours
+    cells = {(case.name, whose): cell for case, of in table.items() for whose, cell in of.items()}
+    assert {key: cell.words for key, cell in cells.items() if not cell.is_right} == {}
