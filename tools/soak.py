@@ -6,6 +6,8 @@ Run the engine through millions of random schedules, and say which seeds failed.
     python -m tools.soak --replay asyncio 1234567
     python -m tools.soak --handshakes           the same of WebSocket handshakes, with 500,000
                                                 on asyncio and 100,000 on trio
+    python -m tools.soak --ready                the same of all layers that are ready to import,
+                                                with 200,000 and 50,000
 
 What is done is written down after each piece of work, in a file that belongs to exactly this
 engine and these scenarios: a run that was stopped goes on where it was.
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 from httpmw.testing import World, explore
 from httpmw.testing._schedule import runs
 from tests.handshake_scenario import handshake
+from tests.ready_scenario import quiet, ready
 from tests.scenarios import engine
 
 ROOT = Path(__file__).parent.parent
@@ -49,17 +52,21 @@ class Kind(NamedTuple):
     file: str
     asyncio: int
     trio: int
+    # What is done first in each process.
+    prepare: Callable[[], None] = lambda: None
 
 
 KINDS = {
     "requests": Kind(engine, "tests/scenarios.py", 2_000_000, 500_000),
     "handshakes": Kind(handshake, "tests/handshake_scenario.py", 500_000, 100_000),
+    "ready": Kind(ready, "tests/ready_scenario.py", 200_000, 50_000, quiet),
 }
 
 
 def run_piece(kind: str, piece: tuple[str, int, int]) -> dict[str, Any]:
     """Run the schedules of one piece; give what went wrong, on purpose and otherwise."""
     backend, first, count = piece
+    KINDS[kind].prepare()
     struck: Counter[str] = Counter()
     failures = []
     started = time.process_time()
@@ -144,17 +151,20 @@ def show(piece: dict[str, Any]) -> None:
 def main() -> int:
     """Run what is asked for; give 1 when something failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--handshakes", action="store_true", help="of WebSockets, not requests")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--handshakes", action="store_true", help="of WebSockets, not requests")
+    which.add_argument("--ready", action="store_true", help="of the ready-made layers")
     parser.add_argument("--asyncio", type=int, help="schedules on asyncio")
     parser.add_argument("--trio", type=int, help="schedules on trio")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--state", type=Path, default=ROOT / ".cache/soak")
     parser.add_argument("--replay", nargs=2, metavar=("BACKEND", "SEED"))
     options = parser.parse_args()
-    name = "handshakes" if options.handshakes else "requests"
+    name = "handshakes" if options.handshakes else "ready" if options.ready else "requests"
     kind = KINDS[name]
     if options.replay:
         backend, seed = options.replay
+        kind.prepare()
         print(explore(kind.scenario, seeds=[int(seed)], backend=backend))
         return 0
 
