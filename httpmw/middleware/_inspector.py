@@ -25,6 +25,8 @@ from ._order import _inward
 from ._ready import Exclude, Ready
 
 _EVERY: Final = 0.25  # seconds between two looks
+# The same where more come in than are listed: nobody reads that fast, and to draw it takes time.
+_SELDOM: Final = 1.0
 # A server that shuts down waits for its responses; the page comes back by itself.
 _WATCH: Final = 10.0  # seconds
 _MOST_KEPT: Final = 10_000
@@ -111,17 +113,19 @@ class InspectorMiddleware(Ready):
             return None
         if self._enabled is None and not self._is_debugged(conn):
             raise _errors.not_in_debug(type(self))
-        root: str = conn.get("root_path", "")
-        path = conn["path"].removeprefix(root) if root else conn["path"]
-        if path == self._path or path.startswith(f"{self._path}/"):
-            return self._answered(conn, path) if self._may_see(conn) else None
+        path = conn["path"]
+        if self._path in path:
+            path = path.removeprefix(conn.get("root_path", ""))
+            if path == self._path or path.startswith(f"{self._path}/"):
+                return self._answered(conn, path) if self._may_see(conn) else None
         return self._looked_at(conn) if self._hub.count() else None
 
     def _is_debugged(self, conn: Connection[Any]) -> bool:
-        application = conn.get("app")
-        if application is not None:
-            return bool(getattr(application, "debug", False))
-        return any(getattr(each, "debug", False) is True for each in _inward(self))
+        try:
+            application = conn["app"]
+        except KeyError:
+            return any(getattr(each, "debug", False) is True for each in _inward(self))
+        return bool(getattr(application, "debug", False))
 
     # ------------------------------------------------------------------ the page
 
@@ -165,6 +169,7 @@ class InspectorMiddleware(Ready):
         until = time.monotonic() + _WATCH
         yield "retry: 200\n\n"
         tree = None
+        passed = hub.passed
         while time.monotonic() < until:
             if tree is None or hub.is_edited:
                 # What a layer on Starlette's class takes is measured for it: in a thread.
@@ -172,9 +177,10 @@ class InspectorMiddleware(Ready):
                 hub.renew(tree, self)
                 yield f"event: tree\ndata: {json.dumps(tree.as_json())}\n\n"
             since, news = hub.news(since)
+            passed, before = hub.passed, passed
             if news["requests"] or not since:
                 yield f"id: {since}\nevent: requests\ndata: {json.dumps(news)}\n\n"
-            await anyio.sleep(_EVERY)
+            await anyio.sleep(_EVERY if passed == before else _SELDOM)
 
     # ------------------------------------------------------------------ all other requests
 

@@ -40,13 +40,16 @@ class _Share:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = self._left = burst
-        self._filled = time.monotonic()
+        self._filled = self._again = time.monotonic()
 
     def take(self) -> bool:
         now = time.monotonic()
+        if now < self._again:
+            return False
         self._left = min(self._burst, self._left + (now - self._filled) * self._rate)
         self._filled = now
         if self._left < 1:
+            self._again = now + (1 - self._left) / self._rate
             return False
         self._left -= 1
         return True
@@ -95,6 +98,8 @@ class Hub:
 
     def __init__(self, keep: int, headers: Collection[str]) -> None:
         self.total = 0
+        # Of all, those that were not listed.
+        self.passed = 0
         self._headers = frozenset(each.lower() for each in headers)
         self._entries: deque[Entry] = deque(maxlen=keep)
         self._changes = itertools.count(1)
@@ -153,7 +158,10 @@ class Hub:
         A request comes in; say whether it is to be listed.
         """
         self.total += 1
-        return self._listed.take()
+        if self._listed.take():
+            return True
+        self.passed += 1
+        return False
 
     def begin(self, conn: Connection[Any], *, whole: bool) -> Entry:
         """
@@ -226,10 +234,9 @@ class Hub:
         changed = [each for each in self._entries if each.seen > since]
         last = max((each.seen for each in changed), default=since)
         shown = sorted(changed, key=lambda each: each.number)[-_AT_A_TIME:]
-        left_out = self.total - len(self._entries)
         return last, {
             "total": self.total,
-            "left_out": left_out,
+            "left_out": self.total - len(self._entries),
             "requests": [each.data for each in shown],
         }
 
