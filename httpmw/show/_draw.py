@@ -105,11 +105,8 @@ def head(node: Node, width: int = 0) -> str:
 
 
 def _name(node: Node) -> str:
-    if node.kind == "route":
-        methods = [each for each in node.methods if each != "HEAD" or "GET" not in node.methods]
-        return f"{','.join(methods) or 'any method'} {node.name}"
-    if node.kind == "websocket":
-        return f"WebSocket {node.name}"
+    if node.kind in {"route", "websocket"}:
+        return f"{node.verbs} {node.name}"
     if node.kind == "mount":
         return f"mount {node.name or '/'}"
     if node.kind == "host":

@@ -240,7 +240,7 @@ def step(line: Line, *, messages: bool = True) -> Step:
     around, inner = line.without, line.within
     name = node.name
     if node.kind in {"route", "websocket"}:
-        name = f"{','.join(node.methods) or 'WebSocket'} {name}"
+        name = f"{node.verbs} {name}"
     return Step(
         name=name,
         kind=node.kind,

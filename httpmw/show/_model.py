@@ -76,6 +76,16 @@ class Node:
     slot: Any = field(default=None, repr=False)
     stack: Any = field(default=None, repr=False)
 
+    @property
+    def verbs(self) -> str:
+        """
+        What a route is for, in a word; that HEAD goes with GET is understood.
+        """
+        if self.kind == "websocket":
+            return "WebSocket"
+        methods = [each for each in self.methods if each != "HEAD" or "GET" not in self.methods]
+        return ",".join(methods) or "any method"
+
     def walk(self) -> Iterator[Node]:
         """
         Give this node and all that is further in, the outermost first.

@@ -26,7 +26,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     head = f"{found.method} {found.path} → {status}"
     if found.status is not None and found.exception is not None:
         head += f", then {found.exception}"
-    yield f"{head}, {found.bytes_sent} bytes, {_ms(found.seconds)} ms{_times(found)}"
+    yield f"{head}, {_bytes(found.bytes_sent)}, {_ms(found.seconds)} ms{_times(found)}"
     if found.route:
         yield f"route {found.route}"
     elif any(each.kind == "router" for each in found.steps):
@@ -63,7 +63,7 @@ def _step(step: Step, name: int, what: int) -> Iterator[str]:
             ("response", step.response_bytes),
         ):
             if before != after and before:
-                notes.append(f"{title} {before} → {after} bytes")
+                notes.append(f"{title} {before} → {_bytes(after)}")
     if notes:
         yield from textwrap.wrap(
             "; ".join(notes), _WIDTH, initial_indent="    ", subsequent_indent="    "
@@ -76,6 +76,10 @@ def _times(found: Explanation) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _bytes(number: int) -> str:
+    return "1 byte" if number == 1 else f"{number} bytes"
 
 
 def _ms(seconds: float) -> str:

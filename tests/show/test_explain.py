@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareStack, compat
 from httpmw.cli import main
 from httpmw.fastapi import MiddlewareRouter
-from httpmw.show import Explanation, StartupError, Step, explain
+from httpmw.show import Explanation, StartupError, Step, explain, tree
 from httpmw.show._probe import Probes
 from httpmw.show._read import read
 from tests.harness import passing, request, waiting
@@ -436,6 +436,16 @@ async def test_what_is_said_of_the_route(path: str, words: str) -> None:
     )
 
     assert words in str(await explain(app, "GET", path))
+
+
+async def test_a_route_is_named_as_in_the_tree() -> None:
+    """Starlette answers HEAD where it answers GET: neither command says so."""
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("1"))])
+    found = await explain(app)
+
+    assert "GET /" in [each.name for each in found.steps]
+    assert "GET /  " in str(tree(app))
+    assert "1 byte," in str(found)
 
 
 async def test_time_spent_waiting_belongs_to_the_one_that_waits() -> None:
