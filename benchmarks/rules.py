@@ -70,8 +70,8 @@ RULES = [
         [
             Edit(
                 TRAVEL,
-                "                        response._received = raw.copy()\n",
-                "                        pass\n",
+                "                    response._received = raw.copy()\n",
+                "                    pass\n",
             )
         ],
     ),

@@ -11,11 +11,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+import types
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sequence,
+)
 from io import BytesIO
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -26,7 +37,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from . import _errors
-from ._drive import PAUSED, Driven, Turn
+from ._drive import CLOSING, PAUSED, Driven, Turn
 
 if TYPE_CHECKING:
     from typing import Self
@@ -401,6 +412,8 @@ class TransformedRequest(Driven):
     while it waits for that; where it waits for something of its own it does.
     """
 
+    is_closed = False
+
     def __init__(self, task: Any, source: Incoming, iterator: AsyncIterator[Any]) -> None:
         self.task = task
         self.stepper = None
@@ -578,14 +591,16 @@ class Body:
     The messages that follow a start, as one layer hands them to the next.
     """
 
+    __slots__ = ("ahead", "aside", "ended", "in_use", "readers", "transformed")
+
     def __init__(self) -> None:
         self.ahead: deque[Message] = deque()
         # What is neither body nor end of it, met by a transform: handed on in its place.
-        self.aside: list[Message] = []
+        self.aside: Sequence[Message] = ()
         self.ended = False
         self.transformed = False
         self.in_use = False
-        self.readers: list[ref[ResponseChunks]] = []
+        self.readers: Sequence[ref[ResponseChunks]] = ()
 
     @property
     def source(self) -> Body:
@@ -632,7 +647,7 @@ class Body:
         reader.position += 1
         return message
 
-    def _join(self, message: Message, reader: ResponseChunks) -> bool:
+    def _join(self, message: Message, reader: ResponseChunks | None = None) -> bool:
         """
         Make a small message one with the last of many, so that memory is that of their bytes.
 
@@ -649,15 +664,16 @@ class Body:
             or type(held) is not bytes
             or type(chunk) is not bytes
             or len(held) + len(chunk) > _JOINED
-            or reader.position != len(self.ahead)
+            or (reader is not None and reader.position != len(self.ahead))
             or any(
-                other is not reader and other is not None and other.position >= reader.position
+                other is not reader and other is not None and other.position >= len(self.ahead)
                 for other in (each() for each in self.readers)
             )
         ):
             return False
         self.ahead[-1] = {**last, "body": held + chunk}
-        reader.joined = True
+        if reader is not None:
+            reader.joined = True
         return True
 
     def drop(self) -> list[Message]:
@@ -672,9 +688,16 @@ class LiveBody(Body):
     The body that the source is still producing.
     """
 
+    __slots__ = ("_driver", "_grown", "_most", "_size")
+
     def __init__(self, driver: Any) -> None:
         super().__init__()
         self._driver = driver
+        # How many bytes are kept for who reads all of them, and how many he wants at most.
+        self._size = 0
+        self._most: float = 0
+        # What the last of the messages has become that were read ahead.
+        self._grown: bytearray | None = None
 
     @property
     def thrown(self) -> BaseException | None:
@@ -688,11 +711,83 @@ class LiveBody(Body):
         self.ended = ends_body(message)
         return message
 
+    @types.coroutine
+    def read(self, max_size: int | None) -> Generator[Any, Any, bytes | None]:
+        """
+        Read all of it ahead, as long as it is no larger; None where some of it is in a file.
+
+        The messages up to the last are kept as they come, and nobody is resumed for them.
+        """
+        driver = self._driver
+        ahead = self.ahead
+        self._size = sum([len(each.get("body", b"")) for each in ahead])
+        self._most = math.inf if max_size is None else max_size
+        while not self.ended and self._size <= self._most:
+            if (thrown := driver.thrown) is not None:
+                raise thrown
+            driver.check()
+            driver.collecting = self
+            try:
+                message = yield driver
+            finally:
+                self._grow_no_more()
+            if message is CLOSING:
+                raise GeneratorExit
+            self.ended = ends_body(message)
+            self._size += len(message.get("body", b""))
+            ahead.append(message)
+        if max_size is not None and self._size > max_size:
+            raise _errors.ResponseTooLarge(max_size)
+        chunks = []
+        for message in ahead:
+            if message["type"] == "http.response.body":
+                chunk = message.get("body", b"")
+                chunks.append(chunk if type(chunk) is bytes else as_bytes(chunk))
+            elif message["type"] in _BODY:
+                return None
+        return b"".join(chunks)
+
+    def keep(self, message: Message) -> bool:
+        """
+        Keep a message for who reads all of them, unless it is the last or there is no room.
+
+        Where there are many, small ones are joined, so that memory is that of their bytes.
+        """
+        if message["type"] != "http.response.body" or not message.get("more_body"):
+            return False
+        chunk = message.get("body", b"")
+        size = self._size + len(chunk)
+        if size > self._most:
+            return False
+        self._size = size
+        ahead = self.ahead
+        if len(ahead) < _MANY:
+            ahead.append(message)
+        elif type(chunk) is not bytes:
+            self._grow_no_more()
+            ahead.append(message)
+        elif self._grown is not None and len(self._grown) + len(chunk) <= _JOINED:
+            self._grown += chunk
+        elif chunk:
+            self._grow_no_more()
+            if self._join(message):  # nobody else has read as far
+                self._grown = bytearray(ahead[-1]["body"])
+            else:
+                ahead.append(message)
+        return True
+
+    def _grow_no_more(self) -> None:
+        if self._grown is not None:
+            self.ahead[-1] = {**self.ahead[-1], "body": bytes(self._grown)}
+            self._grown = None
+
 
 class FixedBody(Body):
     """
     A body that a middleware gave whole.
     """
+
+    __slots__ = ("data", "inner")
 
     def __init__(self, data: bytes, inner: Body) -> None:
         super().__init__()
@@ -712,12 +807,14 @@ class TransformedBody(Body):
     A body on its way through a middleware's async generator.
     """
 
+    __slots__ = ("_made", "charset", "failure", "inner", "iterator")
+
     def __init__(self, inner: Body, iterator: Any, charset: str) -> None:
         super().__init__()
         self.inner = inner
         self.failure: BaseException | None = None
-        self._iterator = iterator
-        self._charset = charset
+        self.iterator = iterator
+        self.charset = charset
         self._made: deque[Message] = deque()
         inner.transformed = True
 
@@ -729,39 +826,57 @@ class TransformedBody(Body):
         return self.inner.source
 
     async def pull(self) -> Message:
-        if self._made:
-            message = self._made.popleft()
-            self.ended = ends_body(message)
-            return message
-        chunk, more_body = b"", True
+        chunk = b""
         try:
-            while more_body and not chunk and not self.inner.aside:
-                chunk = as_bytes(await anext(self._iterator), self._charset)
+            while not self._made and not chunk and not self.inner.aside:
+                chunk = as_bytes(await anext(self.iterator), self.charset)
         except StopAsyncIteration:
-            more_body = False
+            self.hand_on(b"", more_body=False)
         except BaseException as exc:
-            if exc is not self.source.thrown:
-                self.failure = exc
+            self.fail(exc)
             raise
-        message = {"type": "http.response.body", "body": chunk, "more_body": more_body}
-        if self.inner.aside:
-            self._made.extend(self.inner.aside)
-            self.inner.aside.clear()
-            if chunk or not more_body:
-                self._made.append(message)
-            message = self._made.popleft()
-            more_body = not ends_body(message)
-        self.ended = not more_body
+        else:
+            if not self._made:
+                self.hand_on(chunk)
+        message = self._made.popleft()
+        self.ended = ends_body(message)
         return message
 
+    def hand_on(self, chunk: bytes, *, more_body: bool = True) -> None:
+        """
+        Note a chunk that was made as what goes on next, behind what was met on the way to it.
+        """
+        made = self._made
+        if self.inner.aside:
+            made.extend(self.inner.aside)
+            self.inner.aside = ()
+        if chunk or not more_body:
+            made.append({"type": "http.response.body", "body": chunk, "more_body": more_body})
+
+    def fail(self, exc: BaseException) -> None:
+        """
+        Note what the transform has raised, unless it was raised for want of messages.
+        """
+        if exc is not self.source.thrown:
+            self.failure = exc
+
+    @property
+    def is_closed(self) -> bool:
+        """
+        Whether there is nothing to close: its generator has run to its end.
+        """
+        return type(self.iterator) is AsyncGeneratorType and self.iterator.ag_frame is None
+
     async def aclose(self) -> None:
-        await close(self._iterator)
+        await close(self.iterator)
 
 
 class PassedBody(Body):
     """
     A body on its way through a layer, which takes each of its messages in hand.
     """
+
+    __slots__ = ("inner",)
 
     def __init__(self, inner: Body) -> None:
         super().__init__()
@@ -786,6 +901,8 @@ class SilentBody(PassedBody):
     It is taken to its end all the same, as its making may do more than to give bytes.
     """
 
+    __slots__ = ()
+
     async def pull(self) -> Message:
         while True:
             message = without_bytes(await self.inner.take())
@@ -804,6 +921,8 @@ class CountedBody(PassedBody):
     """
     A body on its way out of a layer that wants to know how much of it left.
     """
+
+    __slots__ = ("_progress",)
 
     def __init__(self, inner: Body, progress: Progress) -> None:
         super().__init__(inner)
@@ -839,12 +958,36 @@ class ResponseChunks(AsyncIterator[bytes]):
         self._ended = False
         self._file: AsyncIterator[bytes] | None = None
         body.in_use = True
-        body.readers.append(ref(self))
+        body.readers = (*body.readers, ref(self))
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> bytes:
+    @types.coroutine
+    def __anext__(self) -> Generator[Any, Any, bytes]:
+        # Nearly always the source's own messages, for a transform; so without a call in between.
+        body = self._body
+        if body.transformed and type(body) is LiveBody and not self._ended:
+            driver = body._driver
+            while not body.ahead and self._file is None and driver.thrown is None:
+                driver.check()
+                message = yield driver
+                if message is CLOSING:
+                    raise GeneratorExit
+                if message["type"] != "http.response.body":
+                    body.ended = ends_body(message)
+                    body.ahead.append(message)
+                    break
+                self._ended = body.ended = not message.get("more_body")
+                chunk: bytes = message.get("body", b"")
+                if chunk:
+                    return chunk if type(chunk) is bytes else as_bytes(chunk)
+                if self._ended:
+                    break
+        given: bytes = yield from self._next()
+        return given
+
+    async def _next(self) -> bytes:
         body = self._body
         while not self._ended or self._file is not None:
             if self._file is not None:
@@ -867,7 +1010,7 @@ class ResponseChunks(AsyncIterator[bytes]):
                 self._ended = ends_body(message)
                 self._file = file_chunks(message)
             elif body.transformed:
-                body.aside.append(message)
+                body.aside = (*body.aside, message)
         body.in_use = False
         raise StopAsyncIteration
 
@@ -875,6 +1018,10 @@ class ResponseChunks(AsyncIterator[bytes]):
     def last(self) -> bytes:
         chunk: bytes = self._body.ahead[-1]["body"]
         return chunk
+
+    @property
+    def is_closed(self) -> bool:
+        return self._ended and self._file is None
 
     async def aclose(self) -> None:
         self._ended = True

@@ -77,18 +77,18 @@ class runner_in:  # noqa: N801 - used like a function
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def __call__(self, function: Callable[[Any], Any], argument: Any) -> Any:
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         # An exception that is thrown in would be held by this frame, and hold it by its traceback.
-        arguments = [argument]
-        del argument
+        given = [arguments]
+        del arguments
 
         def call() -> Any:
-            return function(arguments.pop())
+            return function(*given.pop())
 
         try:
             return self._context.run(call)
         except RuntimeError:
-            if not arguments:
+            if not given:
                 raise
         return call()
 

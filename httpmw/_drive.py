@@ -23,7 +23,7 @@ from typing import Any, Final
 from . import _context, _errors
 
 PAUSED: Final = object()
-_CLOSING: Final = object()
+CLOSING: Final = object()
 
 
 class Turn:
@@ -68,7 +68,10 @@ class Driven(Turn):
     stepper: Any
     # What that task held open when it began to.
     scopes: Any = None
+    # The event loop, where it is known.
+    loop: Any = None
 
+    _runner: Any = None
     _coroutine: Any = None
     _paused = False
 
@@ -95,16 +98,27 @@ class Driven(Turn):
         Something has *begun* already if `scopes` is known.
         """
         self._coroutine = coroutine
-        return self._drive(coroutine.send, None, begun=begun)
+        return self._run(coroutine.send, None, begun=begun)
+
+    def enter(self) -> Any:
+        """
+        Note who steps from now on; give what calls in the right context, None where we are in it.
+        """
+        loop = self.loop
+        task = _context.current_task() if loop is None else _context.task_of(loop)
+        self.stepper = task
+        looks = loop is None or _context.states
+        self.scopes = _context.open_scopes(task) if looks else None
+        return None if task is self.task else self.runner()
 
     def resume(self, message: Any) -> Awaitable[Any]:
-        return self._drive(self._coroutine.send, message)
+        return self._run(self._coroutine.send, message)
 
     def fail(self, exc: BaseException) -> Awaitable[Any]:
         """
         Raise *exc* where the coroutine waits.
         """
-        return self._drive(self._coroutine.throw, exc)
+        return self._run(self._coroutine.throw, exc)
 
     def give_up(self) -> Awaitable[Any]:
         """
@@ -113,48 +127,76 @@ class Driven(Turn):
         Thrown in from here it would only close what is awaited there: until Python 3.13 the
         `asend()` of an async generator, which then counts as running for ever.
         """
-        return self.resume(_CLOSING)
+        return self.resume(CLOSING)
 
     def close(self) -> None:
         """
         End the coroutine where it waits, without waiting for anything.
         """
         try:
-            self._coroutine.send(_CLOSING)
+            self._coroutine.send(CLOSING)
             self._coroutine.close()
         except BaseException:  # noqa: BLE001, S110 - it is over, or would have waited
             pass
 
     @types.coroutine
-    def _drive(self, call: Any, argument: Any, *, begun: bool = False) -> Generator[Any, Any, Any]:
-        coroutine = self._coroutine
-        task = _context.current_task()
-        run = None
-        if task is not self.task and (context := _context.context_of(self.task)) is not None:
-            run = _context.runner_in(context)
-        self.stepper = task
+    def _run(self, call: Any, argument: Any, *, begun: bool = False) -> Generator[Any, Any, Any]:
+        scopes = self.scopes
+        run = self.enter()
+        if begun:
+            self.scopes = scopes
         self._paused = False
         try:
-            if not begun:
-                self.scopes = _context.open_scopes(task)
+            awaited = call(argument) if run is None else run(call, argument)
+            return (yield from self._drive(awaited))
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self.stepper = None
+            call = argument = awaited = None  # see `_drive`
+
+    @types.coroutine
+    def _drive(self, awaited: Any) -> Generator[Any, Any, Any]:
+        """
+        Hand on to the event loop what the coroutine awaits, until it ends or waits for a message.
+        """
+        coroutine = self._coroutine
+        run = None if self.stepper is self.task else self.runner()
+        try:
             while True:
-                awaited = call(argument) if run is None else run(call, argument)
                 if awaited is not self:
                     try:
                         call, argument = coroutine.send, (yield awaited)
                     except BaseException as exc:  # noqa: BLE001 - it belongs to the coroutine
                         call, argument = coroutine.throw, exc
-                elif _context.open_scopes(task) != self.scopes:
+                elif self.has_crossed():
                     call, argument = coroutine.throw, self.crossed()
                 else:
                     self._paused = True
                     return PAUSED
+                awaited = call(argument) if run is None else run(call, argument)
         except StopIteration as stop:
             return stop.value
         finally:
-            self.stepper = None
             # What is left here would hold this frame by its traceback, and this frame it.
             call = argument = awaited = None
+
+    def has_crossed(self) -> bool:
+        """
+        Whether the coroutine holds another scope open than when it was last resumed.
+        """
+        if self.loop is not None and not _context.states:
+            return False
+        return bool(_context.open_scopes(self.stepper) != self.scopes)
+
+    def runner(self) -> Any:
+        """
+        What calls something in the context of the coroutine's task; None where there is none.
+        """
+        if self._runner is None:
+            context = _context.context_of(self.task)
+            self._runner = False if context is None else _context.runner_in(context)
+        return self._runner or None
 
     def crossed(self) -> BaseException:
         """
@@ -168,12 +210,20 @@ class Driven(Turn):
         """
         return self._message()
 
+    def check(self) -> None:
+        """
+        Refuse who is not driven and wants to wait for a message.
+        """
+        loop = self.loop
+        task = _context.current_task() if loop is None else _context.task_of(loop)
+        if self.stepper is None or self.stepper is not task:
+            raise _errors.own_task()
+
     @types.coroutine
     def _message(self) -> Generator[Any, Any, Any]:
-        if self.stepper is None or self.stepper is not _context.current_task():
-            raise _errors.own_task()
+        self.check()
         message = yield self
-        if message is _CLOSING:
+        if message is CLOSING:
             raise GeneratorExit
         return message
 
@@ -182,6 +232,8 @@ class Begun:
     """
     A step of a flow, of which the first part was taken by hand; await it for the rest.
     """
+
+    __slots__ = ("_awaited", "_exc", "_value", "flow", "step")
 
     def __init__(
         self,
@@ -192,7 +244,7 @@ class Begun:
         exc: BaseException | None = None,
     ) -> None:
         self.flow = flow
-        self._step = step
+        self.step = step
         self._awaited = awaited
         self._value = value
         self._exc = exc
@@ -204,9 +256,9 @@ class Begun:
                 raise exc
             finally:
                 exc = None
-        if self._step is None:
+        if self.step is None:
             return self._value
-        step, awaited, self._awaited = self._step, self._awaited, None
+        step, awaited, self._awaited = self.step, self._awaited, None
         try:
             while True:
                 try:

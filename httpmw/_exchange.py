@@ -286,7 +286,9 @@ class Adapter:
                         if exchange.state is PASSING and exchange.plain:
                             return
                     ended = exchange.state
-                    if ended is not PASSING and (ended is not COUNTED or exchange.taken):
+                    if ended is not PASSING and (
+                        failure is not None or ended is not COUNTED or exchange.taken
+                    ):
                         failure = await exchange.finish(exchange.source, failure)
             if waiting or exchange.waits or not exchange.plain:
                 failure = await exchange.end(failure)
@@ -532,7 +534,30 @@ class Exchange(Outbound):
         waiting = self.waiting
         try:
             if failure is None and self.waits:
-                failure = await self._end_waits()
+                progress = self._progress
+                assert progress is not None
+                if not progress.complete or progress.lost:
+                    self.complicate()
+                # As long as all is well, and nothing else is to be done.
+                while self.waits:
+                    (flow, response), *self.waits = self.waits
+                    if type(flow) is Observer:  # it has been told
+                        continue
+                    response._outcome = "completed"
+                    try:
+                        value = await flow.asend(None)
+                    except StopAsyncIteration:
+                        if response.status_code == response._sent_status:
+                            continue
+                        failure = _errors.status_after_sent(flow, response.status_code)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as exc:
+                        failure = exc
+                    else:
+                        error = _errors.yield_after_response(flow, value)
+                        failure = await self.misuse(flow, error)
+                    break
                 if failure is None and self.plain:
                     return None
             self.complicate()
@@ -544,34 +569,14 @@ class Exchange(Outbound):
                     failure = failure or await self._no_response()
                     failure = await self._throw(waiting.pop(), failure)
             for each in self.transforms:
-                failure = await self._close(each) or failure
+                if not each.is_closed:
+                    failure = await self._close(each) or failure
             if failure is self.disconnect:
                 failure = None
             self.forget()
             return failure
         finally:
             failure = None  # it holds this frame: do not hold it in turn
-
-    async def _end_waits(self) -> BaseException | None:
-        """
-        Come back to the flows that wait, as long as all is well and nothing else is to be done.
-        """
-        progress = self._progress
-        assert progress is not None
-        if not progress.complete or progress.lost:
-            self.complicate()
-        while self.waits:
-            (flow, response), *self.waits = self.waits
-            if type(flow) is Observer:  # it has been told
-                continue
-            response._outcome = "completed"
-            failure = await self._resume(flow, None, response)
-            if failure is not None:
-                try:
-                    return failure
-                finally:
-                    failure = None  # it holds this frame: do not hold it in turn
-        return None
 
     def forget(self) -> None:
         super().forget()
@@ -961,6 +966,11 @@ LAYOUT: Final = (
     "_coroutine",
     "_paused",
     "on_hold",
+    "collecting",
+    "_waiter",
+    "_runner",
+    "tally",
+    "_tallied",
     "transforms",
     "incoming",
     "_outermost",

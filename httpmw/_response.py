@@ -17,6 +17,7 @@ from ._body import (
     BODILESS,
     Body,
     FixedBody,
+    LiveBody,
     Progress,
     ResponseChunks,
     SilentBody,
@@ -219,8 +220,10 @@ class AppResponse(Response):
         """
         The charset of the `content-type` header, `utf-8` where it names none.
         """
-        parameters = self.headers.get("content-type", "").split(";")[1:]
-        for parameter in parameters:
+        given = next((value for key, value in self.raw_headers if key == b"content-type"), b"")
+        if b"=" not in given:
+            return "utf-8"
+        for parameter in given.decode("latin-1").split(";")[1:]:
             name, _, value = parameter.partition("=")
             if name.strip().lower() == "charset":
                 return value.strip().strip('"')
@@ -252,6 +255,10 @@ class AppResponse(Response):
         if self._bytes is None:
             if max_size is not None and self._declared_length() > max_size:
                 raise _errors.ResponseTooLarge(max_size)
+            body = self._replaceable()
+            if type(body) is LiveBody and not body.transformed:
+                self._bytes = await body.read(max_size)
+        if self._bytes is None:
             size = 0
             read: list[bytes] = []
             async with aclosing(ResponseChunks(self._replaceable())) as chunks:

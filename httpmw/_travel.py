@@ -22,6 +22,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Awaitable, Sequence
+from functools import lru_cache
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from weakref import ref
@@ -42,6 +43,7 @@ from ._body import (
     Progress,
     SilentBody,
     TransformedBody,
+    as_bytes,
     sized,
     without_bytes,
 )
@@ -75,6 +77,8 @@ class Discarded(OSError):
         context = exc.__context__ if isinstance(exc, (ClientDisconnect, OSError)) else None
         return self._is_behind(exc.__cause__) or self._is_behind(context)
 
+
+_BODY: Final = "http.response.body"
 
 INWARD: Final = 0  # the source is still to be called
 WAITING: Final = 1  # for the start
@@ -115,12 +119,13 @@ class Outbound(Driven):
     server_send: Send
     # Whether nothing stands between the source and the server but the flows that wait, and nothing
     # is left to be done when the source has ended but to come back to those that wait for that.
-    plain: bool
+    # None where it is a body that is read besides.
+    plain: bool | None
     # The event loop of the request; None on trio.
     loop: Any
     # Where the scopes are known that tasks hold open; false as long as there are none.
     states: Any
-    # The last `_to_server` of a message that is counted, begun or over; unset before the first.
+    # What sends the last message that is counted, begun or over; unset before the first.
     outgoing: Any
     # Set when the travel has sent a start; unset before.
     started: bool
@@ -145,6 +150,14 @@ class Outbound(Driven):
     _progresses: Sequence[Progress] = ()
     # Whether the start that was sent is another one than the source's.
     _cut = False
+    # What counts the chunks as the server gets them, and how the last one is sent, with its size.
+    # None where it is known only afterwards whether they count.
+    tally: Progress | None = None
+    _tallied: tuple[Any, int] = (None, 0)
+    # The step of a flow that waits for the body and needs no driver so far, with its response.
+    _waiter: tuple[Begun, AppResponse] | None = None
+    # The body that is read whole: its messages are kept without anybody being told.
+    collecting: LiveBody | None = None
     # Whether the source has begun anew for a client that is known to be gone: what it sends is the
     # server's to judge, and no part of the response that is on its way outward.
     _astray = False
@@ -169,9 +182,23 @@ class Outbound(Driven):
         state = self.state
         if state is PASSING:
             return self.server_send(message)
+        if state is TRAVELLING:
+            body = self.collecting
+            if body is None or not body.keep(message):
+                return self._feed(message)
+            if self._progress is not None:
+                self._progress.count(message)
+            return _kept()
         if message["type"] == "http.response.start":
             return self._start(message)
         if state is COUNTED and not self.taken:
+            tally = self.tally
+            if tally is not None and message.get("more_body") and message["type"] == _BODY:
+                size = len(message.get("body", b""))
+                tally.bytes_sent += size
+                sending = self.server_send(message)
+                self._tallied = sending, size
+                return sending
             self.outgoing = outgoing = self._to_server(message, counted=True)
             return outgoing
         return self._send(message)
@@ -189,7 +216,7 @@ class Outbound(Driven):
             await self._all_quiet()
             # What is on its way may be the end: it is looked at when it is there.
             outgoing = getattr(self, "outgoing", None)
-            if outgoing is None or outgoing.cr_frame is None:
+            if getattr(outgoing, "cr_frame", None) is None:
                 self._lose()
         return message
 
@@ -263,24 +290,12 @@ class Outbound(Driven):
                 if not self.exchange.gone:
                     raise _errors.second_start()
                 self._astray = True
-            if self._astray:
-                if hasattr(self, "started"):
-                    await self.exchange.server_send(message)
-                else:  # nothing goes out past the flows
-                    await checkpoint()
-                return
-            self.taken = True
-            noted = message
-            try:
-                if message["type"] == "http.response.pathsend":
-                    noted = await sized(message)
-                await self.resume(message)
-            finally:
-                self.exchange.on_hold = self if self.paused else None
-                self.leave()
-            if self._progress is not None:
-                self._progress.count(noted)
-            self._settle()
+            if not self._astray:
+                await self._feed(message)
+            elif hasattr(self, "started"):
+                await self.exchange.server_send(message)
+            else:  # nothing goes out past the flows
+                await checkpoint()
         elif state is COUNTED:
             await self._to_server(message, counted=True)
         elif state is REFUSED:
@@ -313,8 +328,7 @@ class Outbound(Driven):
                 progress.count(message)
 
     def _spec_version(self) -> tuple[int, ...]:
-        asgi = self.scope.get("asgi", {})
-        return tuple(map(int, asgi.get("spec_version", "2.0").split(".")))
+        return _version(self.scope.get("asgi", {}).get("spec_version", "2.0"))
 
     def _told_gone(self, signal: type[Discarded]) -> Discarded:
         self.told_gone = True
@@ -325,33 +339,34 @@ class Outbound(Driven):
 
     async def _to_server(self, message: Message, *, counted: bool = False) -> None:
         noted = message
-        gone = failed = False
+        gone = False
         if not message.get("more_body"):
             # Who had left before the end was sent does not get it.
             gone = self.exchange.gone
             if counted and message["type"] == "http.response.pathsend":
                 noted = await sized(message)
-        sent = True
         try:
             await self.server_send(message)
         except BaseException as exc:
             # hypercorn tells of the end within its last `send`: the message is out.
-            sent, failed = _context.is_cancellation(exc), True
-            if isinstance(exc, OSError):
+            if _context.is_cancellation(exc):
+                self._sent(noted, gone=gone, counted=counted)
+            elif isinstance(exc, OSError):
                 # ASGI 2.4, "Disconnected Client": that is how a server tells it.
                 self.exchange.gone = True
-            raise
-        finally:
-            if sent:
-                for progress in self._progresses:
-                    if gone:
-                        progress.lost = True
-                    if counted:
-                        progress.count(noted)
-                    else:
-                        progress.settle()
-            if failed and self.exchange.gone:
+            if self.exchange.gone:
                 self._lose()
+            raise
+        self._sent(noted, gone=gone, counted=counted)
+
+    def _sent(self, message: Message, *, gone: bool, counted: bool) -> None:
+        for progress in self._progresses:
+            if gone:
+                progress.lost = True
+            if counted:
+                progress.count(message)
+            else:
+                progress.settle()
 
     def _settle(self) -> None:
         for progress in self._progresses:
@@ -382,98 +397,196 @@ class Outbound(Driven):
         response = AppResponse()
         response._outbound = self
         response._message = message
-        response.status_code = status = message["status"]
-        was_empty = status in BODILESS
+        response.status_code = message["status"]
         response.headers = headers
-        raw = headers._list
         self.state = TRAVELLING
-        waiting = self.waiting
-        begun = None
-        counted = silent = False
         task = self.task
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
             self.stepper = task
             if self.states:  # `open_scopes()`, without the call
                 self.scopes = getattr(self.states.get(ref(task)), "cancel_scope", None)
-            while waiting:
-                flow = waiting.pop()
-                try:
-                    step = flow.asend(response)
-                    awaited = step.send(None)
-                except StopAsyncIteration:
-                    # One that nobody has set is the very object.
-                    if was_empty or (
-                        (now := response.status_code) is not status and now in BODILESS
-                    ):
-                        mistake = self._silence(flow, response)
-                        if mistake is not None:
-                            begun = Begun(flow, exc=mistake)
-                            break
-                        silent = self._silent
-                    if not self.plain:
-                        response = self._left(response)
-                        continue
-                    try:
-                        raw = response.headers._list
-                    except AttributeError:
-                        error = _errors.assigned_headers(response.headers)
-                        begun = Begun(flow, exc=error)
-                        break
-                    if waiting:  # nobody but the next one has a use for it
-                        response._received = raw.copy()
-                except StopIteration as stop:
-                    if stop.value is response and not (
-                        (
-                            self.states
-                            or was_empty
-                            or ((now := response.status_code) is not status and now in BODILESS)
-                        )
-                        and self._mistake(flow, response, response)
-                    ):
-                        response = self._wait(flow, response)
-                        counted = True
-                    else:
-                        begun = Begun(flow, value=stop.value)
-                        break
-                except BaseException as exc:
-                    begun = Begun(flow, exc=exc)
-                    break
-                else:
-                    begun = Begun(flow, step, awaited)
-                    awaited = None
-                    break
-            else:
-                if self.plain and not counted:
-                    self.stepper = None
-                    if silent:
-                        self._send_no_bytes()
-                    self.state = UNKNOWN
-                    start = {**message}  # as in `AppResponse._start_message`, without the call
-                    start["status"] = response.status_code
-                    if type(given) is list or raw != list(given):
-                        start["headers"] = raw
-                    try:
-                        await self.server_send(start)
-                    except BaseException as exc:
-                        self._start_failed(exc)
-                        raise
-                    self.state = PASSING
-                    return
+            response, begun = self._step(response)
             self.stepper = None
+            if begun is None and self.plain:
+                if self._silent:
+                    self._send_no_bytes()
+                progresses = self._progresses
+                if progresses:
+                    self.taken = True
+                else:
+                    self.state = UNKNOWN
+                start = {**message}  # as in `AppResponse._start_message`, without the call
+                start["status"] = response.status_code
+                raw = response.headers._list if response._open else response._sent
+                if type(given) is list or raw != list(given):
+                    start["headers"] = raw
+                try:
+                    await self.server_send(start)
+                except BaseException as exc:
+                    self._start_failed(exc)
+                    raise
+                finally:
+                    if self.taken:
+                        self.leave()
+                if progresses:
+                    self.started = True
+                    self._note_start()
+                    self._let_pass()
+                else:
+                    self.state = PASSING
+                return
+        else:
+            run = self.enter()
+            step = self._step
+            response, begun = step(response) if run is None else run(step, response)
+            self.stepper = None
+        if self._paused:
+            self.exchange.on_hold = self
+            return
         self.taken = True
         try:
-            if begun is not None or waiting or response._body is not None:
-                await self.start(self._travel(response, begun), begun=begun is not None)
-                self._settle()
-                return
-            await self._send_start(response)
-            self._let_pass()
+            await self._go_on(response, begun)
         finally:
             if self._paused:
                 self.exchange.on_hold = self
             begun = None  # it may hold an exception, which holds this frame
             self.leave()
+
+    async def _feed(self, message: Message) -> None:
+        """
+        Bring a message to who waits for it, and go on from there.
+        """
+        kind = message["type"]
+        if self.taken or self._astray or kind == "http.response.start":
+            await self._send(message)
+            return
+        self.taken = True
+        self.collecting = None
+        begun: Begun | None = None
+        awaited: Any = None
+        noted = message
+        try:
+            if kind == "http.response.pathsend":
+                noted = await sized(message)
+            run = self.enter()
+            self._paused = False
+            if self._waiter is None:
+                send = self._coroutine.send
+                awaited = send(message) if run is None else run(send, message)
+                if awaited is self and not self.has_crossed():
+                    self._paused = True
+                else:
+                    await self._drive(awaited)
+            else:
+                (begun, response), self._waiter = self._waiter, None
+                if run is None:
+                    response, begun = self._step(response, begun, message)
+                else:
+                    response, begun = run(self._step, response, begun, message)
+                if not self.paused:
+                    self.stepper = None
+                    await self._go_on(response, begun)
+        except StopIteration:
+            pass  # the travel is over
+        finally:
+            begun = awaited = None  # they may hold an exception, which holds this frame
+            self.stepper = None
+            if not self._paused:
+                self.exchange.on_hold = None
+            self.taken = False  # as in `leave`
+            if self._free is not None:
+                self.leave()
+        if self._progress is not None:
+            self._progress.count(noted)
+        if self._progresses:
+            self._settle()
+
+    def _step(
+        self, response: AppResponse, begun: Begun | None = None, message: Any = None
+    ) -> tuple[AppResponse, Begun | None]:
+        """
+        Step the waiting flows outward as long as they wait for nothing; the first may have begun.
+
+        Give the response as it is then, and the step that waits for something, or went wrong. One
+        that waits for the body is held until the source's next message.
+        """
+        waiting = self.waiting
+        status = response._message["status"]
+        was_empty = status in BODILESS
+        while True:
+            try:
+                if begun is not None:
+                    flow, step, begun = begun.flow, begun.step, None
+                    awaited = step.send(message)
+                elif waiting:
+                    flow = waiting.pop()
+                    step = flow.asend(response)
+                    awaited = step.send(None)
+                else:
+                    return response, None
+            except StopAsyncIteration:
+                # One that nobody has set is the very object.
+                if was_empty or ((now := response.status_code) is not status and now in BODILESS):
+                    mistake = self._silence(flow, response)
+                    if mistake is not None:
+                        return response, Begun(flow, exc=mistake)
+                if not self.plain:
+                    response = self._left(response)
+                    continue
+                try:
+                    raw = response.headers._list
+                except AttributeError:
+                    error = _errors.assigned_headers(response.headers)
+                    return response, Begun(flow, exc=error)
+                if waiting:  # nobody but the next one has a use for it
+                    response._received = raw.copy()
+            except StopIteration as stop:
+                if stop.value is response and not (
+                    (
+                        self.states
+                        or was_empty
+                        or ((now := response.status_code) is not status and now in BODILESS)
+                    )
+                    and self._mistake(flow, response, response)
+                ):
+                    response = self._wait(flow, response)
+                else:
+                    return response, Begun(flow, value=stop.value)
+            except BaseException as exc:
+                return response, Begun(flow, exc=exc)
+            else:
+                begun = Begun(flow, step, awaited)
+                if awaited is self and not self.has_crossed():
+                    self._paused = True
+                    self._waiter = begun, response
+                awaited = None
+                return response, begun
+
+    def _go_on(self, response: AppResponse, begun: Begun | None) -> Awaitable[Any]:
+        """
+        Do what is left of the travel when flows were stepped by hand, as far as it can be done.
+        """
+        body = response._body
+        # What is kept for the app is set in the context of the request.
+        if begun is None and (body is None or type(body) in _WHOLE) and not self.exchange.kept:
+            return self._deliver(response)
+        travel = self._deliver(response) if begun is None else self._travel(response, begun)
+        return self.start(travel, begun=begun is not None)
+
+    def _thaw(self) -> None:
+        """
+        Let what waits be driven, also where it has been stepped by hand so far.
+        """
+        self.collecting = None
+        if self._waiter is not None:
+            (begun, response), self._waiter = self._waiter, None
+            self._coroutine = travel = self._travel(response, begun)
+            travel.send(None)  # to where the flow waits
+
+    def close(self) -> None:
+        self._thaw()
+        super().close()
 
     async def _travel(self, response: AppResponse, begun: Begun | None) -> None:
         """
@@ -508,13 +621,78 @@ class Outbound(Driven):
                 else:
                     await self._replace(flow, response, value)
                     return
-        await self._send_start(response)
+        await self._deliver(response)
+
+    async def _deliver(self, response: AppResponse) -> None:
+        """
+        Send a response that is through all flows, with what there is of its body.
+        """
+        exchange = self.exchange
+        if exchange.kept:
+            exchange.keep_variables()
+        body = response._body
+        if self._silent and body is None:
+            self._send_no_bytes()
+        send = self.server_send
         try:
-            if response._body is not None:
-                await self._pump(response._body, trailers=response._has_trailers())
+            await send(response._start_message())
+        except BaseException as exc:
+            self._start_failed(exc)
+            raise
+        self.started = True
+        progresses = self._progresses
+        if progresses or exchange.tails:
+            self._note_start()
+        sending = False
+        try:
+            # The two that are met most, without a call for each message: that costs most.
+            if type(body) is LiveBody and not progresses:
+                sending = True
+                ahead = body.ahead
+                while ahead:
+                    await send(ahead.popleft())
+            elif type(body) is TransformedBody and not body.ahead:
+                async for made in body.iterator:
+                    chunk = made if type(made) is bytes else as_bytes(made, body.charset)
+                    if body.inner.aside:
+                        body.hand_on(chunk)
+                        break
+                    if chunk:
+                        message = {"type": _BODY, "body": chunk, "more_body": True}
+                        sending = True
+                        await send(message)
+                        sending = False
+                else:
+                    body.hand_on(b"", more_body=False)
+        except BaseException as exc:
+            try:
+                if not sending and type(body) is TransformedBody:
+                    body.fail(exc)
+                elif isinstance(exc, OSError):
+                    # ASGI 2.4, "Disconnected Client": that is how a server tells it.
+                    exchange.gone = True
+                    self._lose()
+                elif _context.is_cancellation(exc):
+                    self._settle()
+                raise
+            finally:
+                self._let_pass()
+        try:
+            if body is not None:
+                await self._pump(body, trailers=response._has_trailers())
+            if progresses:
+                self._settle()
         finally:
             if self.state is TRAVELLING:
                 self._let_pass()
+
+    def _note_start(self) -> None:
+        now = time.perf_counter()
+        for progress in self._progresses:
+            progress.started_at = now
+        for tail in self.exchange.tails:  # of a response that this one replaces
+            if tail.response is not None and tail.response._progress is not None:
+                tail.response._progress.started_at = now
 
     async def _raised(self, flow: AnyFlow, exc: BaseException | None) -> Response:
         """
@@ -572,15 +750,29 @@ class Outbound(Driven):
         """
         A flow has ended; give the response that goes on.
         """
-        if response._background is None and response._body is None:
-            # Nobody but the next flow has a use for the very same object.
-            response._received = response.raw_headers.copy()
-            return response
+        if response._background is None:
+            body = response._body
+            if body is None:
+                # Nobody but the next flow has a use for the very same object.
+                response._received = response.raw_headers.copy()
+                return response
+            if type(body) is LiveBody:  # it has been read
+                response._close()
+                return self._outward(response)
         tail = self.exchange.add_tail()
-        tail.background = response.background
+        tail.background = response._background
         response._close()
         tail.body = response._body
-        return response._outward()
+        return self._outward(response)
+
+    def _outward(self, response: AppResponse) -> AppResponse:
+        """
+        A flow is through with a response; give it as it goes on outward.
+        """
+        # Where nobody is further out, nobody needs one of his own.
+        if self.waiting or response.status_code in BODILESS or self.is_head():
+            return response._outward()
+        return response
 
     def _wait(self, flow: AnyFlow, response: AppResponse) -> AppResponse:
         """
@@ -718,27 +910,11 @@ class Outbound(Driven):
             self.state = DISCARDED
         elif live.ended and not self._cut:
             self._let_pass()
+            if body is live and self.plain is None:  # nothing else is left to be done
+                self.plain = True
+                self._body = None
         else:
             self.state = DRAINED if trailers else DISCARDED
-
-    async def _send_start(self, response: AppResponse) -> None:
-        exchange = self.exchange
-        if exchange.kept:
-            exchange.keep_variables()
-        if self._silent and response._body is None:
-            self._send_no_bytes()
-        try:
-            await self.server_send(response._start_message())
-        except BaseException as exc:
-            self._start_failed(exc)
-            raise
-        self.started = True
-        now = time.perf_counter()
-        for progress in self._progresses:
-            progress.started_at = now
-        for tail in exchange.tails:  # of a response that this one replaces
-            if tail.response is not None and tail.response._progress is not None:
-                tail.response._progress.started_at = now
 
     def _send_no_bytes(self) -> None:
         send = self.server_send
@@ -756,7 +932,15 @@ class Outbound(Driven):
         self.state = UNKNOWN
 
     def _let_pass(self) -> None:
-        self.state = COUNTED if self._progresses else PASSING
+        progresses = self._progresses
+        if not progresses:
+            self.state = PASSING
+            return
+        self.state = COUNTED
+        progress = progresses[0]
+        # From ASGI 2.4 on `send` may raise for any message, and the app may go on.
+        if len(progresses) == 1 and type(progress) is Progress and not progress.silent:
+            self.tally = None if self._spec_version() >= (2, 4) else progress
 
     def body(self) -> Body:
         """
@@ -771,7 +955,10 @@ class Outbound(Driven):
         """
         if self._body is None:
             self._body = LiveBody(self)
-            self.exchange.complicate()
+            if self.plain and not self.exchange.waits:
+                self.plain = None
+            else:
+                self.exchange.complicate()
         return self._body
 
     # ------------------------------------------------------------------ the end of the source
@@ -780,6 +967,11 @@ class Outbound(Driven):
         if self.taken and not _context.is_cancellation(failure):
             await self.wait()  # an orphan of the source is inside a step
         self.exchange.on_hold = None
+        if self.tally is not None and failure is not None and not self.tally.complete:
+            # A chunk is counted when the server gets it, also one that it has failed with.
+            sending, size = self._tallied
+            if not _context.is_cancellation(failure) and _came_out_of(sending, failure):
+                self.tally.bytes_sent -= size
         if self.state is TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
         if self._signal is not None:
@@ -811,6 +1003,7 @@ class Outbound(Driven):
     async def _end_travel(
         self, source: ASGIApp, failure: BaseException | None
     ) -> BaseException | None:
+        self._thaw()
         # Somebody still waits for the body. First the flows further in than that come to their
         # end, as they may have a word on it.
         exchange = self.exchange
@@ -884,6 +1077,33 @@ class Replacement(Outbound):
         finally:
             failure = None
             self.forget()
+
+
+@lru_cache(maxsize=16)
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def _came_out_of(coroutine: Any, failure: BaseException) -> bool:
+    """
+    Whether *failure* has been raised in *coroutine*, which is over.
+    """
+    if isinstance(failure, BaseExceptionGroup):
+        return any(_came_out_of(coroutine, each) for each in failure.exceptions)
+    code = getattr(coroutine, "cr_code", None)
+    traceback = failure.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code is not code:
+        traceback = traceback.tb_next
+    return traceback is not None
+
+
+# Bodies that are sent without a wait for the source.
+_WHOLE: Final = (LiveBody, FixedBody)
+
+
+async def _kept() -> None:
+    # What a `send` comes to that has nothing to wait for.
+    pass
 
 
 def not_a_new_response(flow: AnyFlow, value: Any) -> _errors.MiddlewareError | None:

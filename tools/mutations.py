@@ -61,10 +61,8 @@ MUTATIONS = [
     Mutation(
         "transforms are not closed at the end",
         EXCHANGE,
-        """            for each in self.transforms:
-                failure""",
-        """            for each in ():
-                failure""",
+        "            for each in self.transforms:\n                if not",
+        "            for each in ():\n                if not",
     ),
     Mutation(
         "flows get an exception from the outside in",
@@ -101,11 +99,9 @@ MUTATIONS = [
     Mutation(
         "a flow is stepped from the outside in",
         TRAVEL,
-        """                flow = waiting.pop()
-                try:
+        """                    flow = waiting.pop()
                     step = flow.asend(response)""",
-        """                flow = waiting.pop(0)
-                try:
+        """                    flow = waiting.pop(0)
                     step = flow.asend(response)""",
     ),
     Mutation(
@@ -266,15 +262,15 @@ MUTATIONS = [
     Mutation(
         "a discarded app gets an OSError below 2.4",
         TRAVEL,
-        ">= (2, 4)",
-        ">= (2, 0)",
+        "and self._spec_version() >= (2, 4)",
+        "and self._spec_version() >= (2, 0)",
         tests="tests/engine/test_discarded.py::test_message_with_more_body",
     ),
     Mutation(
         "a discarded app never gets an OSError",
         TRAVEL,
-        ">= (2, 4)",
-        ">= (9, 0)",
+        "and self._spec_version() >= (2, 4)",
+        "and self._spec_version() >= (9, 0)",
         tests="tests/engine/test_discarded.py::test_message_with_more_body",
     ),
     Mutation(
@@ -434,8 +430,8 @@ MUTATIONS = [
     Mutation(
         "a flow is resumed in the context of whoever sends",
         DRIVE,
-        "run = _context.runner_in(context)",
-        "run = None",
+        "return None if task is self.task else self.runner()",
+        "return None",
         tests="tests/engine/test_tasks_and_contexts.py::test_token_is_reset_after_the_yield",
     ),
     Mutation(
@@ -456,8 +452,8 @@ MUTATIONS = [
     Mutation(
         "a scope may be held while a body is awaited",
         DRIVE,
-        "elif _context.open_scopes(task) != self.scopes:",
-        "elif False:",
+        "return bool(_context.open_scopes(self.stepper) != self.scopes)",
+        "return False",
         tests="tests/engine/test_errors.py::test_body_read_inside_a_cancel_scope",
     ),
     # Reading never steals.
@@ -628,25 +624,22 @@ MUTATIONS = [
     Mutation(
         "a response transform that has failed is not noted",
         BODY,
-        """                self.failure = exc
-            raise""",
-        """                pass
-            raise""",
+        "            self.failure = exc",
+        "            pass",
         tests="tests/tools/test_mutations.py::test_failure_of_a_transform_that_the_app_swallows",
     ),
     Mutation(
         "what a transform passes by is lost",
         BODY,
-        """            self._made.extend(self.inner.aside)
-""",
-        "",
+        "            made.extend(self.inner.aside)",
+        "            pass",
         tests="tests/engine/test_response.py::test_other_messages_pass_untouched",
     ),
     Mutation(
         "what cut a body off is told only once",
         BODY,
-        """        if (thrown := self.thrown) is not None:
-            raise thrown
+        """            if (thrown := driver.thrown) is not None:
+                raise thrown
 """,
         "",
         tests="tests/engine/test_response.py::test_reading_again_after_the_app_failed",
@@ -660,10 +653,10 @@ MUTATIONS = [
     Mutation(
         "an end that nobody got completes the response",
         TRAVEL,
-        """                    if gone:
-                        progress.lost = True""",
-        """                    if gone:
-                        pass""",
+        """            if gone:
+                progress.lost = True""",
+        """            if gone:
+                pass""",
         tests="tests/engine/test_response.py::test_end_of_the_body_that_nobody_gets",
     ),
     Mutation(
@@ -689,9 +682,10 @@ MUTATIONS = [
     Mutation(
         "a body that somebody has asked for goes unseen",
         TRAVEL,
-        """            self._body = LiveBody(self)
-            self.exchange.complicate()""",
-        """            self._body = LiveBody(self)""",
+        """                self.plain = None
+            else:""",
+        """                pass
+            else:""",
     ),
     Mutation(
         "a background task goes unseen",
@@ -719,10 +713,10 @@ MUTATIONS = [
     Mutation(
         "a second start may overtake the first",
         TRAVEL,
-        """                    self.state = UNKNOWN
-                    start =""",
-        """                    self.state = PASSING
-                    start =""",
+        """                self.state = UNKNOWN
+                start =""",
+        """                self.state = PASSING
+                start =""",
         tests="tests/engine/test_events.py::test_sibling_sends_a_second_start_while_the_first_is_on_its_way",
     ),
     Mutation(
@@ -808,16 +802,55 @@ MUTATIONS = [
     Mutation(
         "a client that is gone is no end of the response",
         TRAVEL,
-        "if outgoing is None or outgoing.cr_frame is None:",
+        'if getattr(outgoing, "cr_frame", None) is None:',
         "if False:",
         tests="tests/engine/test_on_sent.py::test_disconnected_by_receive",
     ),
     Mutation(
         "a client is gone that the server takes the last message for",
         TRAVEL,
-        "if outgoing is None or outgoing.cr_frame is None:",
+        'if getattr(outgoing, "cr_frame", None) is None:',
         "if True:",
         tests="tests/engine/test_on_sent.py::test_disconnect_that_is_told_within_the_last_send",
+    ),
+    Mutation(
+        "a chunk that the server fails with counts",
+        TRAVEL,
+        "self.tally.bytes_sent -= size",
+        "pass",
+        tests="tests/engine/test_every_fault.py",
+    ),
+    Mutation(
+        "a chunk that the app fails behind does not count",
+        TRAVEL,
+        "and _came_out_of(sending, failure):",
+        "and sending:",
+        tests="tests/engine/test_every_fault.py",
+    ),
+    Mutation(
+        "chunks count before a server of ASGI 2.4 has taken them",
+        TRAVEL,
+        "self.tally = None if self._spec_version() >= (2, 4) else progress",
+        "self.tally = progress",
+        tests="tests/engine/test_response.py",
+    ),
+    Mutation(
+        "what is collected of a body has no bound",
+        BODY,
+        "        if size > self._most:\n            return False\n",
+        "",
+        tests="tests/engine/test_read_limits.py",
+    ),
+    Mutation(
+        "messages that are collected are joined before those behind them",
+        BODY,
+        """            finally:
+                self._grow_no_more()
+""",
+        """            finally:
+                pass
+""",
+        tests="tests/engine/test_response.py::test_memory_of_a_body_that_is_held",
     ),
     Mutation(
         "a callback runs in the context of whoever sends",
