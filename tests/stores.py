@@ -4,6 +4,7 @@ Servers of stores, on free ports and in folders of their own, for those tests th
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -140,3 +141,65 @@ def client_class(name: str) -> Any:
 
     package = importlib.import_module(f"{name}.asyncio")
     return package.Redis if name == "redis" else package.Valkey
+
+
+@contextmanager
+def serving_postgresql() -> Iterator[int]:
+    """Have a server of PostgreSQL, and give its port; skip the test where there is none."""
+    found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    initdb = shutil.which("initdb") or (str(max(found)) if found else None)
+    if initdb is None:
+        pytest.skip(f"needs {HOW_TO_GET['postgresql']}")
+    # It does not run as root.
+    who = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        for path in (Path(folder), data):
+            path.chmod(0o700)
+            if who:
+                shutil.chown(path, "nobody", "nogroup")
+        subprocess.run(
+            [initdb, "-D", str(data), "-U", "httpmw", "-A", "trust", "--no-sync", "-E", "UTF8"],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+            **who,  # type: ignore[call-overload]
+        )
+        port = free_port()
+        process = subprocess.Popen(
+            [
+                *(str(Path(initdb).parent / "postgres"), "-D", str(data), "-p", str(port)),
+                *("-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"),
+                *("-c", "fsync=off"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            **who,  # type: ignore[call-overload]
+        )
+        try:
+            _wait_for(process, port)
+            yield port
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait()
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+    import psycopg
+
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            psycopg.connect(dsn(port), connect_timeout=PATIENCE).close()
+        except psycopg.OperationalError:
+            time.sleep(0.02)
+        else:
+            return
+    raise RuntimeError("PostgreSQL has not started")
+
+
+def dsn(port: int) -> str:
+    return f"postgresql://httpmw@127.0.0.1:{port}/postgres"

@@ -23,14 +23,19 @@ from httpmw.middleware import (
     REDACTED_KEYS,
     AccessLogMiddleware,
     AccessRecord,
+    Claim,
     CompressionMiddleware,
     CrossOriginProtectionMiddleware,
     CSPNonce,
     ETagMiddleware,
+    Idempotency,
+    IdempotencyMiddleware,
+    IdempotencyStore,
     InspectorMiddleware,
     LimitsStore,
     MemoryStore,
     OpenTelemetryMetricsMiddleware,
+    PostgresStore,
     Problem,
     ProblemDetailsMiddleware,
     PrometheusMiddleware,
@@ -47,6 +52,7 @@ from httpmw.middleware import (
     TimeoutMiddleware,
     add_request_id,
     client_address,
+    idempotency,
     metrics_endpoint,
     problem_responses,
     rate_limit,
@@ -212,6 +218,33 @@ store = LimitsStore(object(), strategy="fixed-window")
 FastAPI(dependencies=[Depends(rate_limit("5/minute", name="all"))])
 RateLimitMiddleware(app, limit="1/minute", store=3)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 RateLimitMiddleware(app)  # type: ignore[call-arg]  # pyrefly: ignore[missing-argument]
+
+
+async def account(conn: Connection) -> str:
+    return "account"
+
+
+keys: IdempotencyStore = memory
+keys = RedisStore(object())
+keys = PostgresStore(object(), table="keys")
+app.add_middleware(
+    IdempotencyMiddleware,
+    store=keys,
+    partition=account,
+    wait=0,
+    on_unknown="refuse",
+    errors="store",
+    status=bool,
+    fingerprint=account,
+)
+IdempotencyMiddleware(app, store=memory)  # type: ignore[call-arg]  # pyrefly: ignore[missing-argument]
+IdempotencyMiddleware(app, store=LimitsStore(object()), partition=account)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+
+
+async def keyed(request: Request, known: Idempotency | None) -> None:
+    assert_type(idempotency(request), Idempotency | None)
+    claim = await memory.claim("k", "c", "f", expires=1, rerun=True)
+    assert_type(claim, Claim)
 
 
 async def levels(policies: list[RatePolicy]) -> None:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from ._cross_origin import CrossOriginProtectionMiddleware
     from ._etag import ETagMiddleware
     from ._gcra import RateLevel, RatePolicy, RateStore
+    from ._idempotency import Idempotency, IdempotencyMiddleware, idempotency
+    from ._idempotency_store import Claim, IdempotencyStore
     from ._ids import request_id, trace_id
     from ._inspector import InspectorMiddleware
     from ._limits_store import LimitsStore
     from ._memory_store import MemoryStore
     from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
     from ._order import CORS_ALLOW, CORS_EXPOSE, OrderWarning, recommended
+    from ._postgres_store import PostgresStore
     from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
     from ._prometheus import PrometheusMiddleware, metrics_endpoint
     from ._rate_limit import RateLimitMiddleware, client_address, rate_limit
@@ -44,14 +47,19 @@ __all__ = [
     "AccessLogMiddleware",
     "AccessRecord",
     "CSPNonce",
+    "Claim",
     "CompressionMiddleware",
     "CrossOriginProtectionMiddleware",
     "ETagMiddleware",
+    "Idempotency",
+    "IdempotencyMiddleware",
+    "IdempotencyStore",
     "InspectorMiddleware",
     "LimitsStore",
     "MemoryStore",
     "OpenTelemetryMetricsMiddleware",
     "OrderWarning",
+    "PostgresStore",
     "Problem",
     "ProblemDetailsMiddleware",
     "PrometheusMiddleware",
@@ -69,6 +77,7 @@ __all__ = [
     "TimeoutMiddleware",
     "add_request_id",
     "client_address",
+    "idempotency",
     "metrics_endpoint",
     "problem_responses",
     "rate_limit",
@@ -85,21 +94,26 @@ _MODULES: Final = {
     "CORS_ALLOW": "_order",
     "CORS_EXPOSE": "_order",
     "CSPNonce": "_security_headers",
+    "Claim": "_idempotency_store",
     "CompressionMiddleware": "_compression",
     "CrossOriginProtectionMiddleware": "_cross_origin",
     "ETagMiddleware": "_etag",
+    "Idempotency": "_idempotency",
+    "IdempotencyMiddleware": "_idempotency",
+    "IdempotencyStore": "_idempotency_store",
     "InspectorMiddleware": "_inspector",
-    "RateLevel": "_gcra",
     "LimitsStore": "_limits_store",
     "MemoryStore": "_memory_store",
     "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
     "OrderWarning": "_order",
-    "RatePolicy": "_gcra",
+    "PostgresStore": "_postgres_store",
     "Problem": "_problem_details",
     "ProblemDetailsMiddleware": "_problem_details",
     "PrometheusMiddleware": "_prometheus",
     "REDACTED_KEYS": "_access_log",
+    "RateLevel": "_gcra",
     "RateLimitMiddleware": "_rate_limit",
+    "RatePolicy": "_gcra",
     "RateStore": "_gcra",
     "RedisStore": "_redis_store",
     "RequestIDFilter": "_request_id",
@@ -111,6 +125,7 @@ _MODULES: Final = {
     "TimeoutMiddleware": "_timeout",
     "add_request_id": "_request_id",
     "client_address": "_rate_limit",
+    "idempotency": "_idempotency",
     "metrics_endpoint": "_prometheus",
     "problem_responses": "_problem_details",
     "rate_limit": "_rate_limit",

@@ -41,12 +41,20 @@ _HARM: Final[dict[tuple[str, str], str]] = {
     ("etag", "compression"): (
         "the tag is that of the coded bytes, and the same for clients that get them uncoded"
     ),
+    ("etag", "idempotency"): (
+        "a change that was done, and is sent again with If-Match, is refused with 412 in place of"
+        " its answer"
+    ),
+    ("idempotency", "compression"): "an answer is stored as it was coded for one client",
+    ("idempotency", "timeout"): (
+        "where the time is over, the key of a request whose thread still runs is let go"
+    ),
     ("compression", "compression"): "each response is looked at two times, and coded once",
     ("security_headers", "security_headers"): "what the outer one says is never seen",
     ("rate_limit", "rate_limit"): "they have one store and one name, so each request counts twice",
     **{
         (kind, "cors"): "what it refuses has no CORS headers, so a browser hides it from the page"
-        for kind in ("cross_origin", "rate_limit", "timeout", "etag")
+        for kind in ("cross_origin", "rate_limit", "timeout", "idempotency", "etag")
     },
 }
 # What codes responses as well, but is not ours.
@@ -171,6 +179,7 @@ def recommended(
     rate_limit: Options = None,
     timeout: Options = None,
     compression: Options = True,
+    idempotency: Options = None,
     etag: Options = True,
 ) -> list[Middleware]:
     """
@@ -194,6 +203,7 @@ def recommended(
         rate_limit: `RateLimitMiddleware`.
         timeout: `TimeoutMiddleware`.
         compression: `CompressionMiddleware`; by default it is there.
+        idempotency: `IdempotencyMiddleware`.
         etag: `ETagMiddleware`; by default it is there.
 
     Returns:
@@ -215,6 +225,7 @@ def recommended(
         *_asked("RateLimitMiddleware", "rate_limit", rate_limit),
         *_asked("TimeoutMiddleware", "timeout", timeout),
         *_asked("CompressionMiddleware", "compression", compression),
+        *_asked("IdempotencyMiddleware", "idempotency", idempotency),
         *_asked("ETagMiddleware", "etag", etag),
     ]
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from httpmw import _errors
 
 from ._gcra import RateLevel, RatePolicy, levels
+from ._idempotency_store import Claim, ClaimState
 from ._stores import Clock, StoreError
 
 # Times in whole microseconds, as text: `tostring` of Lua 5.1 has 14 digits.
@@ -62,6 +63,65 @@ return {passes, now, unpack(after)}
 )
 
 
+# A key is a hash: f, its fingerprint; c, the claim that has it; t, its token; l, when the lease
+# ends; a, the answer. ARGV: last moment, claim, fingerprint, lease, expiry (ms), 1 to run again.
+_CLAIM: Final = (
+    _HEAD
+    + """
+local claim, fingerprint = ARGV[2], ARGV[3]
+local kept = redis.call('HMGET', KEYS[1], 'f', 'c', 't', 'l', 'a')
+local token = now
+if kept[2] then
+    if kept[1] ~= fingerprint then return {5, now} end
+    if kept[5] then return {2, now, 0, kept[5]} end
+    if kept[2] == claim then
+        token = tonumber(kept[3])
+    elseif tonumber(kept[4]) > now then
+        return {3, now}
+    elseif ARGV[6] ~= '1' then
+        return {4, now}
+    else
+        token = math.max(now, tonumber(kept[3]) + 1)
+    end
+end
+redis.call('HSET', KEYS[1], 'f', fingerprint, 'c', claim, 't', text(token),
+    'l', text(now + tonumber(ARGV[4])))
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return {1, now, token}
+"""
+)
+# ARGV: last moment, claim, lease.
+_RENEW: Final = (
+    _HEAD
+    + """
+local kept = redis.call('HMGET', KEYS[1], 'c', 'a')
+if kept[1] ~= ARGV[2] or kept[2] then return {0, now} end
+redis.call('HSET', KEYS[1], 'l', text(now + tonumber(ARGV[3])))
+return {1, now}
+"""
+)
+# ARGV: last moment, claim, answer, expiry (ms).
+_COMPLETE: Final = (
+    _HEAD
+    + """
+if redis.call('HGET', KEYS[1], 'c') ~= ARGV[2] then return {0, now} end
+redis.call('HSET', KEYS[1], 'a', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {1, now}
+"""
+)
+# ARGV: last moment, claim.
+_RELEASE: Final = (
+    _HEAD
+    + """
+if redis.call('HGET', KEYS[1], 'c') == ARGV[2] then redis.call('DEL', KEYS[1]) end
+return {1, now}
+"""
+)
+# In the order of what `_CLAIM` gives.
+_STATES: Final[tuple[ClaimState, ...]] = ("mine", "done", "running", "unknown", "other")
+
+
 class Script:
     # A script and the name that a server has for it.
 
@@ -71,6 +131,14 @@ class Script:
 
 
 TAKE: Final = Script(_TAKE)
+CLAIM: Final = Script(_CLAIM)
+RENEW: Final = Script(_RENEW)
+COMPLETE: Final = Script(_COMPLETE)
+RELEASE: Final = Script(_RELEASE)
+
+
+# A number that Lua has exactly.
+_FOREVER: Final = 2**53
 
 
 class RedisStore:
@@ -137,14 +205,77 @@ class RedisStore:
         """
         await self.take(key, policies, -cost, deadline)
 
+    # ------------------------------------------------------------------ idempotency
+    #
+    # What is done for a claim that nobody else has had since is right at any time: only the claim
+    # itself has a last moment.
+
+    async def claim(
+        self,
+        key: str,
+        claim: str,
+        fingerprint: str,
+        *,
+        lease: float,
+        expires: float,
+        rerun: bool,
+        deadline: float,
+    ) -> Claim:
+        """
+        Claim a key in one round trip, as `IdempotencyStore` has it.
+        """
+        arguments = [claim, fingerprint, _micro(lease), _milli(expires), "1" if rerun else "0"]
+        reply = await self._run(CLAIM, f"key:{key}", arguments, deadline)
+        state = _STATES[int(reply[0]) - 1]
+        token = int(reply[2]) if state == "mine" else 0
+        answer = reply[3] if state == "done" else ""
+        return Claim(state, token, answer if isinstance(answer, str) else answer.decode("ascii"))
+
+    async def renew(self, key: str, claim: str, *, lease: float, deadline: float) -> bool:
+        """
+        Hold a key for longer, as `IdempotencyStore` has it.
+        """
+        reply = await self._run(RENEW, f"key:{key}", [claim, _micro(lease)], deadline, late=True)
+        return bool(int(reply[0]))
+
+    async def complete(
+        self, key: str, claim: str, answer: str, *, expires: float, deadline: float
+    ) -> bool:
+        """
+        Store an answer in one round trip, as `IdempotencyStore` has it.
+        """
+        arguments = [claim, answer, _milli(expires)]
+        reply = await self._run(COMPLETE, f"key:{key}", arguments, deadline, late=True)
+        return bool(int(reply[0]))
+
+    async def release(self, key: str, claim: str, *, deadline: float) -> None:
+        """
+        Forget a key, as `IdempotencyStore` has it.
+        """
+        await self._run(RELEASE, f"key:{key}", [claim], deadline, late=True)
+
+    def abandon(self, key: str, claim: str) -> None:
+        """
+        Do nothing: the lease ends.
+        """
+
     # ------------------------------------------------------------------ one script
 
     async def _run(
-        self, script: Script, name: str, arguments: Sequence[str], deadline: float
+        self,
+        script: Script,
+        name: str,
+        arguments: Sequence[str],
+        deadline: float,
+        *,
+        late: bool = False,
     ) -> Any:
-        lost = late = False
+        """
+        Run a script; *late*, whenever the server does it.
+        """
+        lost = refused = False
         while True:
-            last = int(self._clock.at(deadline) * 1_000_000)
+            last = _FOREVER if late else int(self._clock.at(deadline) * 1_000_000)
             asked = time.monotonic()
             try:
                 reply = await self._call(script, self._prefix + name, str(last), *arguments)
@@ -157,9 +288,9 @@ class RedisStore:
             self._clock.learn(asked, answered, int(reply[1]) / 1_000_000)
             if int(reply[0]) != -1:
                 return reply
-            if late or answered >= deadline:
+            if refused or answered >= deadline:
                 raise StoreError("The server did it too late, that is, not at all.")
-            late = True  # rule 3
+            refused = True  # rule 3
 
     async def _call(self, script: Script, *arguments: str) -> Any:
         client = self._client
@@ -170,6 +301,14 @@ class RedisStore:
                 raise
         # A server that has been restarted, or flushed of its scripts.
         return await client.eval(script.text, 1, *arguments)
+
+
+def _micro(seconds: float) -> str:
+    return str(int(seconds * 1_000_000))
+
+
+def _milli(seconds: float) -> str:
+    return str(max(int(seconds * 1000), 1))
 
 
 def _is_lost(exc: Exception) -> bool:

@@ -173,22 +173,27 @@ class Caller:
             self._find()
         return given
 
-    async def call_aside(self, make: Callable[[float], Coroutine[Any, Any, T]]) -> None:
+    def start(self, make: Callable[[float], Coroutine[Any, Any, T]]) -> None:
         """
-        Have something done whose end nobody waits for; on trio it is waited for.
+        Have something done whose end nobody waits for; on asyncio.
         """
-
-        async def run() -> None:
-            with suppress(StoreError):  # it is in the log
-                await self.call(make)
-
-        loop = running_loop()
-        if loop is None or task_of(loop) is None:
-            await run()
-            return
-        task = loop.create_task(run())
+        task = asyncio.get_running_loop().create_task(self._run(make))
         _given_up.add(task)
         task.add_done_callback(_ended)
+
+    async def call_aside(self, make: Callable[[float], Coroutine[Any, Any, T]]) -> None:
+        """
+        Do so on asyncio; on trio it is waited for.
+        """
+        loop = running_loop()
+        if loop is None or task_of(loop) is None:
+            await self._run(make)
+        else:
+            self.start(make)
+
+    async def _run(self, make: Callable[[float], Coroutine[Any, Any, T]]) -> None:
+        with suppress(StoreError):  # it is in the log
+            await self.call(make)
 
     def _lose(self, exc: Exception) -> None:
         now = time.monotonic()
@@ -198,12 +203,12 @@ class Caller:
             return
         self._lost = now
         self._log.error(
-            "%s has failed: %s: %s; %s, and it is asked again each %g s",
+            "%s has failed: %s: %s; %s%s",
             type(self._store).__name__,
             type(exc).__name__,
             exc,
             self._meanwhile,
-            self._retry,
+            f", and it is asked again each {self._retry:g} s" if self._retry else "",
             exc_info=exc if exc.__cause__ is None and not isinstance(exc, StoreError) else None,
         )
 

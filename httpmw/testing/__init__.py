@@ -11,7 +11,7 @@ from ._run import Result, run
 from ._schedule import ScenarioFailure, explore
 from ._server import Server
 from ._step import step
-from ._stores import check_rate_store
+from ._stores import check_idempotency_store, check_rate_store
 from ._transparent import TransparencyReport, TransparencyRow, check_transparent
 from ._world import InjectedError, World
 
@@ -29,6 +29,7 @@ __all__ = [
     "TransparencyRow",
     "World",
     "as_call_next",
+    "check_idempotency_store",
     "check_rate_store",
     "check_transparent",
     "every_fault",

@@ -17,6 +17,7 @@ import anyio.lowlevel
 
 from httpmw._context import current_task
 from httpmw.middleware._gcra import RateLevel, RatePolicy, RateStore, policies_of
+from httpmw.middleware._idempotency_store import Claim, IdempotencyStore
 
 # Enough for a client to connect, to send and to receive, each with a few turns of the loop.
 _TURNS: Final = 30
@@ -170,3 +171,111 @@ async def cancelled_after(turns: int, make: Callable[[], Coroutine[Any, Any, Any
             await anyio.lowlevel.checkpoint()
         group.cancel_scope.cancel()
     return over
+
+
+async def check_idempotency_store(
+    store: IdempotencyStore, *, leases: bool = True, fenced: bool = True
+) -> None:
+    """
+    See whether a store does what `IdempotencyStore` says, also where calls are cancelled.
+
+    Args:
+        store: The store.
+        leases: Whether leases end by themselves; else what was abandoned is unknown at once.
+        fenced: Whether it claims nothing for a call that comes after its deadline.
+
+    Raises:
+        AssertionError: It does not; with what was asked, what it did, and what it should have done.
+    """
+
+    async def claim(key: str, who: str, *, of: str = "f", late: bool = False, **how: Any) -> Claim:
+        how = {"lease": 60, "expires": 600, "rerun": True, **how}
+        return await store.claim(
+            key,
+            who,
+            of,
+            **how,
+            deadline=time.monotonic() - 1 if late else _deadline(),
+        )
+
+    async def states(key: str, *others: str, **options: Any) -> list[str]:
+        return [(await claim(key, each, **options)).state for each in others]
+
+    key = uuid4().hex
+    first = await claim(key, "a")
+    _expect("a first claim", first.state, "mine")
+    again = await claim(key, "a")
+    _expect("the same claim again", again, first)
+    _expect("claims of others", await states(key, "b", "c"), ["running", "running"])
+    _expect("a claim for another request", await states(key, "b", of="g"), ["other"])
+    renewed = await store.renew(key, "a", lease=60, deadline=_deadline())
+    _expect("a lease that is renewed", renewed)
+    renewed = await store.renew(key, "b", lease=60, deadline=_deadline())
+    _expect("a lease of another's is not renewed", not renewed)
+    answer = "an answer in ASCII " * 100
+    for who, expected in (("b", False), ("a", True)):
+        done = await store.complete(key, who, answer, expires=600, deadline=_deadline())
+        _expect(f"an answer of {who}, whose key is a's", done, expected)
+    _expect("a claim of what is answered", await claim(key, "b"), Claim("done", 0, answer))
+    _expect("one for another request", await states(key, "b", of="g"), ["other"])
+
+    key = uuid4().hex
+    await claim(key, "a")
+    await store.release(key, "b", deadline=_deadline())
+    _expect("a claim of what another has released", await states(key, "c"), ["running"])
+    await store.release(key, "a", deadline=_deadline())
+    _expect("a claim of what was released", await states(key, "c"), ["mine"])
+
+    await _check_unknown(store, claim, leases=leases)
+    key = uuid4().hex
+    won: list[str] = []
+
+    async def try_to() -> None:
+        won.append((await claim(key, uuid4().hex)).state)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(_AT_ONCE):
+            group.start_soon(try_to)
+    _expect(f"how many of {_AT_ONCE} claims at once are given", won.count("mine"), 1)
+    if fenced:
+        key = uuid4().hex
+        with suppress(Exception):  # it may say so as it likes
+            await claim(key, "a", late=True)
+        _expect("a claim after one that came too late", await states(key, "b"), ["mine"])
+    await _check_claims_cancelled(store, claim)
+
+
+async def _check_unknown(store: IdempotencyStore, claim: Any, *, leases: bool) -> None:
+    key = uuid4().hex
+    first = await claim(key, "a", lease=0.05)
+    store.abandon(key, "a")
+    if leases:
+        await anyio.sleep(0.1)
+    unknown = await claim(key, "b", rerun=False)
+    _expect("a claim of a run that has ended without an answer", unknown.state, "unknown")
+    second = await claim(key, "b")
+    _expect("one that may run again", second.state, "mine")
+    _expect("its token is greater", second.token > first.token)
+    late = await store.complete(key, "a", "late", expires=600, deadline=_deadline())
+    _expect("an answer of the run before is not taken", not late)
+    if leases:
+        await store.renew(key, "b", lease=0.05, deadline=_deadline())
+        await anyio.sleep(0.1)
+        _expect("a lease that was renewed ends as well", (await claim(key, "c")).state, "mine")
+
+
+async def _check_claims_cancelled(store: IdempotencyStore, claim: Any) -> None:
+    """
+    Cancel claims at every await, each followed by one of another key: nobody gets another's answer.
+    """
+    one, other = uuid4().hex, uuid4().hex
+    for key, answer in ((one, "of one"), (other, "of the other")):
+        await claim(key, "a")
+        await store.complete(key, "a", answer, expires=600, deadline=_deadline())
+    for turns in range(_TURNS):
+        await cancelled_after(turns, lambda: claim(one, "b"))
+        _expect(
+            f"another key, after a claim that was cancelled at turn {turns}",
+            await claim(other, "b"),
+            Claim("done", 0, "of the other"),
+        )

@@ -23,6 +23,7 @@ from httpmw.middleware import (
     CompressionMiddleware,
     CrossOriginProtectionMiddleware,
     ETagMiddleware,
+    IdempotencyMiddleware,
     MemoryStore,
     OrderWarning,
     ProblemDetailsMiddleware,
@@ -37,6 +38,7 @@ from httpmw.middleware import (
 from tests.harness import PassThrough, request
 
 ok = PlainTextResponse("ok")
+KEYS: dict[str, Any] = {"store": MemoryStore(), "partition": lambda conn: "somebody"}
 CORS: dict[str, Any] = {"allow_origins": ["https://x.example"]}
 
 
@@ -68,6 +70,7 @@ def test_the_order() -> None:
         rate_limit={"limit": "100/minute"},
         timeout={"start": 5},
         compression=True,
+        idempotency=KEYS,
         etag=True,
     )
 
@@ -83,6 +86,7 @@ def test_the_order() -> None:
         "RateLimitMiddleware",
         "TimeoutMiddleware",
         "CompressionMiddleware",
+        "IdempotencyMiddleware",
         "ETagMiddleware",
     ]
     Starlette(middleware=layers).build_middleware_stack()
@@ -206,6 +210,15 @@ def test_rate_limits_that_count_in_one_place_are_warned_about() -> None:
         RateLimitMiddleware(inner, limit="1/hour", store=store)
     with pytest.warns(OrderWarning, match="no CORS headers"):
         RateLimitMiddleware(CORSMiddleware(ok, **CORS), limit="1/hour")
+
+
+def test_places_of_idempotency() -> None:
+    """Inside of compression and of a time limit, outside of a tag."""
+    for layer in (GZipMiddleware(ok), TimeoutMiddleware(ok), CORSMiddleware(ok, **CORS)):
+        with pytest.warns(OrderWarning):
+            IdempotencyMiddleware(layer, **KEYS)
+    with pytest.warns(OrderWarning, match="412 in place of its answer"):
+        ETagMiddleware(IdempotencyMiddleware(ok, **KEYS))
 
 
 async def test_lists_for_cors() -> None:

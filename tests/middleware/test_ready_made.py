@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 import httpmw.middleware
 from httpmw import HTTPMiddleware
 from httpmw._exchange import runs_as_adapter
-from httpmw.middleware import RequestIDMiddleware
+from httpmw.middleware import MemoryStore, RequestIDMiddleware
 from httpmw.testing import run
 from tests import ROOT
 from tests.harness import request
@@ -23,6 +23,7 @@ NAMES = httpmw.middleware.__all__
 KINDS = [name for name in NAMES if name.endswith("Middleware")]
 # What a kind cannot be made without.
 REQUIRED: dict[str, dict[str, Any]] = {
+    "IdempotencyMiddleware": {"store": MemoryStore(), "partition": lambda conn: "somebody"},
     "InspectorMiddleware": {"enabled": True},  # no application is there that could be debugged
     "RateLimitMiddleware": {"limit": "100/minute"},
 }
@@ -30,7 +31,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 # What several kinds are made with.
 SHARED = {
     *("_codings", "_conditions", "_ids", "_metrics", "_order", "_ready", "_refuse", "_route"),
-    *("_gcra", "_memory_store", "_rate_fields", "_stores"),
+    *("_gcra", "_idempotency_store", "_memory_store", "_rate_fields", "_stores"),
 }
 
 ok = PlainTextResponse("ok")

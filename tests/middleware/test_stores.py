@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
 
-from httpmw.middleware import LimitsStore, MemoryStore, RateLimitMiddleware, RedisStore
-from httpmw.testing import check_rate_store
+from httpmw.middleware import (
+    LimitsStore,
+    MemoryStore,
+    PostgresStore,
+    RateLimitMiddleware,
+    RedisStore,
+)
+from httpmw.testing import check_idempotency_store, check_rate_store
 from httpmw.testing._stores import cancelled_after
 from tests.harness import request
-from tests.stores import StoreServer, client_of, serving
+from tests.stores import StoreServer, client_of, dsn, serving, serving_postgresql
 
 ok = PlainTextResponse("ok")
 on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -157,6 +165,122 @@ async def test_the_suite_finds_answers_of_others() -> None:
 
     with pytest.raises(AssertionError, match="another key, after a call that was cancelled"):
         await check_rate_store(Pool(), fenced=False)
+
+
+# -- idempotency -----------------------------------------------------------------------------
+
+
+async def test_keys_in_memory() -> None:
+    """`MemoryStore` knows when a run ends, and has no leases."""
+    await check_idempotency_store(MemoryStore(), leases=False, fenced=False)
+
+
+@on_asyncio
+@of_both
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}])
+async def test_keys_in_redis(name: str, servers: Any, options: Any, connect: Any) -> None:
+    """`RedisStore` does what a store of keys has to."""
+    client = connect(name, servers[name].port, **options)
+    await check_idempotency_store(RedisStore(client))
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[int]:
+    """The port of a server of PostgreSQL."""
+    with serving_postgresql() as port:
+        yield port
+
+
+@asynccontextmanager
+async def pool_of(kind: str, port: int, **options: Any) -> AsyncIterator[Any]:
+    if kind == "asyncpg":
+        import asyncpg
+
+        async with asyncpg.create_pool(dsn(port), min_size=1, max_size=5, **options) as pool:
+            yield pool
+    else:
+        from psycopg_pool import AsyncConnectionPool
+
+        pool = AsyncConnectionPool(dsn(port), min_size=1, max_size=5, open=False, **options)
+        async with pool:
+            yield pool
+
+
+@on_asyncio
+@pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
+async def test_keys_in_postgresql(kind: str, postgresql: int) -> None:
+    """`PostgresStore` does, with both pools, and leaves their connections as they were."""
+    async with pool_of(kind, postgresql) as pool:
+        store = PostgresStore(pool, table=f"keys_{kind}")
+        await store.create_table()
+        await store.create_table()
+        await check_idempotency_store(store)
+        await store.purge()
+        if kind == "psycopg":
+            async with pool.connection() as connection:
+                assert not connection.autocommit
+
+
+@on_asyncio
+@pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
+async def test_expired_keys_in_postgresql(kind: str, postgresql: int) -> None:
+    """What has expired is as if it were not there, and is deleted by a purge."""
+    async with pool_of(kind, postgresql) as pool:
+        store = PostgresStore(pool, table=f"public.expired_{kind}")
+        await store.create_table()
+        given: dict[str, Any] = {"lease": 60, "rerun": False, "deadline": time.monotonic() + 9}
+        assert (await store.claim("k", "a", "f", expires=0.05, **given)).state == "mine"
+        await store.complete("k", "a", "answer", expires=0.05, deadline=time.monotonic() + 9)
+        await asyncio.sleep(0.1)
+        assert (await store.claim("k", "b", "g", expires=0.05, **given)).state == "mine"
+        await asyncio.sleep(0.1)
+        await store.purge()
+        count = await store._run("SELECT count(*) FROM {table}")
+        assert count[0] == 0
+
+
+@on_asyncio
+@pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
+async def test_transactions_that_are_serializable_by_default(kind: str, postgresql: int) -> None:
+    """Of claims at once one is given, and none fails."""
+    settings = "-c default_transaction_isolation=serializable"
+    options: dict[str, Any] = (
+        {"kwargs": {"options": settings}}
+        if kind == "psycopg"
+        else {"server_settings": {"default_transaction_isolation": "serializable"}}
+    )
+    async with pool_of(kind, postgresql, **options) as pool:
+        store = PostgresStore(pool, table=f"serial_{kind}")
+        await store.create_table()
+        given: dict[str, Any] = {"lease": 60, "expires": 60, "rerun": True}
+        claims = await asyncio.gather(
+            *(
+                store.claim("k", str(n), "f", deadline=time.monotonic() + 9, **given)
+                for n in range(5)
+            )
+        )
+    assert sorted(each.state for each in claims) == ["mine", *["running"] * 4]
+
+
+@pytest.mark.parametrize("pool", ["postgresql://localhost", None, "blocking"])
+def test_what_is_no_pool_is_refused(pool: Any) -> None:
+    """A URL, nothing, or a pool that would block the loop."""
+    if pool == "blocking":
+        from psycopg_pool import ConnectionPool
+
+        pool = ConnectionPool("", open=False)
+    with pytest.raises(TypeError, match="PostgresStore"):
+        PostgresStore(pool)
+
+
+def test_the_table_has_a_plain_name() -> None:
+    """It becomes part of statements."""
+    from psycopg_pool import AsyncConnectionPool
+
+    pool = AsyncConnectionPool("", open=False)
+    with pytest.raises(TypeError, match="plain name"):
+        PostgresStore(pool, table="keys; DROP TABLE users")
+    assert PostgresStore(pool).schema.startswith("CREATE TABLE IF NOT EXISTS httpmw_idempotency (")
 
 
 # -- what a server goes through --------------------------------------------------------------
