@@ -13,9 +13,8 @@ import libcst as cst
 from ._codes import CODES
 from ._model import Conversion, Converted, Diagnostic
 from ._project import Project
-from .following._call_sites import Problem
-from .following._function import Unit
-from .reading._module import Module
+from .reading._module import Module, Unit
+from .reading._problem import Problem
 from .writing._apply import apply
 from .writing._dropin import drop_in, refused
 
@@ -123,7 +122,7 @@ def conversion(project: Project, module: Module, to: Target) -> Conversion:
     """
     project.resolve()
     try:
-        return _dropped_in(module) if to == "drop-in" else _rewritten(project, module)
+        return _dropped_in(project, module) if to == "drop-in" else _rewritten(project, module)
     except Exception as exc:  # noqa: BLE001 - one file must not stop the others
         # Not even the lines are known of what is to be said.
         project.reject(module, "", "HM195", _named(exc))
@@ -135,8 +134,8 @@ def conversion(project: Project, module: Module, to: Target) -> Conversion:
 def _rewritten(project: Project, module: Module) -> Conversion:
     code = module.source
     try:
-        code = apply(project, module)
-        mistake = _mistake(code, project, module) if code != module.source else None
+        code = apply(module, project.versions)
+        mistake = _mistake(code, module) if code != module.source else None
     except Exception as exc:  # noqa: BLE001 - one file must not stop the others
         mistake = _named(exc)
     if mistake is not None:
@@ -151,13 +150,13 @@ def _rewritten(project: Project, module: Module) -> Conversion:
         ]
     )
     for unit in module.units.values():
-        if project.converts(unit):
+        if unit.converts():
             line, _ = module.position(unit.node)
-            known = project.forgets(unit), unit.held.managers
+            known = project.forgets(unit), project.versions[unit].held.managers
             result.conversions.append(
                 Converted(unit.kind, unit.qualname, line, unit.registered, *known)
             )
-        result.diagnostics += _of_unit(project, module, unit)
+        result.diagnostics += _of_unit(module, unit)
     for problem, qualname in module.problems:
         result.diagnostics.append(_diagnostic(module, problem, qualname))
     result.conversions.sort(key=lambda each: each.line)
@@ -165,7 +164,7 @@ def _rewritten(project: Project, module: Module) -> Conversion:
     return result
 
 
-def _dropped_in(module: Module) -> Conversion:
+def _dropped_in(project: Project, module: Module) -> Conversion:
     try:
         code, swapped, problems = drop_in(module)
         _compiled(code, module.path)
@@ -179,7 +178,9 @@ def _dropped_in(module: Module) -> Conversion:
         result.conversions.append(Converted("import", "", line, "import"))
     found = [_diagnostic(module, each, "") for each in problems]
     for unit in module.units.values():
-        found += [_diagnostic(module, each, unit.qualname) for each in refused(unit)]
+        found += [
+            _diagnostic(module, each, unit.qualname) for each in refused(project.functions[unit])
+        ]
     result.diagnostics = sorted(set(found))
     return result
 
@@ -191,11 +192,11 @@ def _compiled(code: str, path: str) -> ast.Module:
         return ast.parse(code, path)
 
 
-def _of_unit(project: Project, module: Module, unit: Unit) -> list[Diagnostic]:
+def _of_unit(module: Module, unit: Unit) -> list[Diagnostic]:
     # Of what was left only the reasons are said, not what a conversion would have changed.
     problems = unit.errors() or unit.problems
     found = [_diagnostic(module, each, unit.qualname, unit.request) for each in problems]
-    if unit.registered == "elsewhere" and project.converts(unit):
+    if unit.registered == "elsewhere" and unit.converts():
         problem = Problem("HM207", unit.node, {"name": unit.qualname})
         found.append(_diagnostic(module, problem, unit.qualname))
     return found
@@ -221,7 +222,7 @@ def diagnostic(
     return Diagnostic(path, line, column, code, message, remedy, entry.severity, function)
 
 
-def _mistake(code: str, project: Project, module: Module) -> str | None:
+def _mistake(code: str, module: Module) -> str | None:
     """
     Look over what was written: it compiles, and no function in it is half converted.
     """
@@ -236,9 +237,9 @@ def _mistake(code: str, project: Project, module: Module) -> str | None:
         for each in (*node.args.args, *node.args.kwonlyargs)
     )
     for unit in module.units.values():
-        if not project.converts(unit):
+        if not unit.converts():
             takes[unit.node.name.value, unit.expects()] -= 1
     for unit in module.units.values():
-        if project.converts(unit) and takes[unit.node.name.value, unit.call_next] > 0:
+        if unit.converts() and takes[unit.node.name.value, unit.call_next] > 0:
             return f"`{unit.qualname}` was converted by half"
     return None

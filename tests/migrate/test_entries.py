@@ -65,14 +65,14 @@ def test_a_failure_over_all_files_is_laid_at_the_right_one(
     """Where finding out what belongs together fails, the file that brings it is left out."""
     (tmp_path / "bad.py").write_text(OLD.replace(" mw(", " bad("))
     (tmp_path / "mw.py").write_text(OLD)
-    real = _project.Project._decorated
+    real = _project.find_decorated
 
-    def fail(self: Any, module: Any) -> None:
+    def fail(units: Any, module: Any) -> None:
         if module.path.endswith("bad.py"):
             raise LookupError("no such thing")
-        real(self, module)
+        real(units, module)
 
-    monkeypatch.setattr(_project.Project, "_decorated", fail)
+    monkeypatch.setattr(_project, "find_decorated", fail)
 
     assert main(["migrate", "--write", str(tmp_path)]) == 3
 
@@ -91,10 +91,10 @@ def test_what_fails_late_takes_along_what_belongs_to_it(
     (tmp_path / "b.py").write_text(helper)
     real = _apply.apply
 
-    def fail(project: Any, module: Any) -> str:
+    def fail(module: Any, versions: Any) -> str:
         if module.path.endswith("b.py"):
             raise RecursionError
-        return real(project, module)
+        return real(module, versions)
 
     monkeypatch.setattr("httpmw.migrate._convert.apply", fail)
 

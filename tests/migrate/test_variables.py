@@ -20,6 +20,7 @@ from httpmw.migrate import Conversion, Project, convert
 from httpmw.migrate.verifying._judge import Matrix, Module, Verdict, judge
 from httpmw.migrate.verifying._matrix import REQUESTS
 from httpmw.migrate.verifying._verify import verify
+from httpmw.migrate.writing._late_resets import Held
 from tests.docs.test_migrated import of_starlette
 from tests.harness import request
 from tests.migrate.verifying.test_verify import quiet_loop
@@ -48,6 +49,10 @@ def migrate(body: str, head: str = HEAD) -> Conversion:
     conversion = convert(source)
     assert [each.qualname for each in conversion.conversions] == ["mw"], conversion.diagnostics
     return conversion
+
+
+def left_as_it_is(function: Any, _: Any) -> Held:
+    return Held(function.unit.node)
 
 
 def body_of(conversion: Conversion) -> str:
@@ -806,7 +811,7 @@ def test_what_cannot_be_moved_safely_is_named(name: str, monkeypatch: Any) -> No
     conversion = migrate(LEFT[name])
 
     with monkeypatch.context() as patched:
-        patched.setattr("httpmw.migrate.following._function.Unit.hold", lambda *_: None)
+        patched.setattr("httpmw.migrate.writing._version.hold", left_as_it_is)
         assert conversion.code == migrate(LEFT[name]).code
     assert "HM218" in [each.code for each in conversion.diagnostics]
     assert conversion.conversions[0].forgets
@@ -1317,7 +1322,7 @@ def test_a_manager_that_is_not_known_keeps_its_moment() -> None:
 
 def test_a_wrong_moment_leaves_the_function(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """With `--verify` it is HM180."""
-    monkeypatch.setattr("httpmw.migrate.following._function.Unit.hold", lambda *_: None)
+    monkeypatch.setattr("httpmw.migrate.writing._version.hold", left_as_it_is)
     path = tmp_path / "mw.py"
     path.write_text(migrate(OLD, KNOWN).source)
     before = path.read_text()

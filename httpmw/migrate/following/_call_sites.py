@@ -9,8 +9,9 @@ from typing import Any
 import libcst as cst
 
 from httpmw.migrate.reading._names import Names, children, dotted, find, last_name
+from httpmw.migrate.reading._problem import Problem, snippet
 
-__all__ = ["Problem", "Scan", "Site", "scan", "snippet"]
+__all__ = ["Scan", "Site", "scan"]
 
 # What runs a coroutine in a task of its own, or on a loop of its own.
 _OWN_TASK = {
@@ -28,27 +29,6 @@ _OWN_TASK_OF_A_LIBRARY = {
     for name in ("Task", "as_completed", "run", "wait")
 }
 _COMPREHENSIONS = (cst.ListComp, cst.SetComp, cst.DictComp, cst.GeneratorExp)
-_EMPTY = cst.Module([])
-_SHOWN = 60  # characters
-
-
-def snippet(node: cst.CSTNode) -> str:
-    """
-    Give the source of a node for a message: one line, not too long.
-    """
-    text = " ".join(_EMPTY.code_for_node(node).split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-@dataclass(frozen=True)
-class Problem:
-    """
-    A code, where, and what its message is filled in with.
-    """
-
-    code: str
-    node: cst.CSTNode
-    details: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

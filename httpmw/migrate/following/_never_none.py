@@ -8,17 +8,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import libcst as cst
 
+from httpmw.migrate.reading._module import Class, Module
 from httpmw.migrate.reading._names import Names, dotted, is_none, last_name, own_scope
 from httpmw.migrate.reading._parameters import own_parameters
 
 from ._endings import can_end
-
-if TYPE_CHECKING:
-    from httpmw.migrate.reading._module import Class, Module
 
 __all__ = ["Certain", "is_response_class"]
 

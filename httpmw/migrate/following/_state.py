@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from httpmw.migrate.reading._problem import Problem
+
 from . import _body_shapes as shapes
-from ._call_sites import Problem
 
 __all__ = [
     "BODY",

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from httpmw.migrate.reading._lookup import Lookup
 from httpmw.migrate.reading._names import own_scope
 from httpmw.migrate.reading._parameters import own_parameters
 
 from ._context_variables import Surroundings, Taking
 from ._endings import can_end
+from ._function import Function
 from ._indifferent import Quiet
 from ._state import RECEIVED
-
-if TYPE_CHECKING:
-    from httpmw.migrate.reading._lookup import Lookup
-
-    from ._function import Unit
 
 __all__ = ["Taken"]
 
@@ -27,14 +22,15 @@ class Taken:
     One function.
     """
 
-    def __init__(self, unit: Unit, lookup: Lookup) -> None:
+    def __init__(self, function: Function, lookup: Lookup) -> None:
+        unit = function.unit
         self.function = unit.node
-        self.sites = unit.found.sites
+        self.sites = function.found.sites
         self.apps = {id(each.call) for each in self.sites.values()}
-        self.runs_app = unit.runs_app
-        self.flow = unit.flow
+        self.runs_app = function.runs_app
+        self.flow = function.flow
         # The ids of the `with` statements that become a time limit.
-        self.limited = unit.limited
+        self.limited = function.limited
         received = self.flow.received
         bound = {each.name.value for each in own_parameters(unit.node)}
         bound |= self.flow.rebound | received

@@ -10,9 +10,10 @@ from typing import Any
 import libcst as cst
 
 from httpmw.migrate.reading._names import children, dotted, is_none
+from httpmw.migrate.reading._problem import Problem, snippet
 
 from . import _body_shapes as shapes
-from ._call_sites import Problem, Scan, Site, snippet
+from ._call_sites import Scan, Site
 from ._never_none import Certain
 from ._state import (
     BODY,

@@ -5,29 +5,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from httpmw.migrate.following._call_sites import Problem, snippet
-
 from ._is_http import doubt
 from ._lookup import ancestors
-from ._module import Class, dispatch_argument, is_base_init
+from ._module import Class, is_base_init
 from ._names import dotted, find, is_none
 from ._parameters import takes_call_next
+from ._problem import Problem, snippet
+from ._read import dispatch_argument
+from ._units import Units
 
-if TYPE_CHECKING:
-    from httpmw.migrate._project import Project
-
-__all__ = ["families", "find_units", "repeated_init"]
+__all__ = ["families", "find_in_classes", "repeated_init"]
 
 
-def find_units(project: Project) -> None:
+def find_in_classes(units: Units) -> None:
     """
     Find out what derives from Starlette's class, and which methods are units.
     """
-    lookup = project.lookup
+    lookup = units.lookup
     for each in lookup.all_classes():
         for base in each.node.bases:
             if each.module.is_base(base.value):
@@ -41,16 +38,16 @@ def find_units(project: Project) -> None:
                 one.derives = True
     for each in list(lookup.all_classes()):
         if each.derives:
-            _class_units(project, each)
-            _given_to_init(project, each)
+            _class_units(units, each)
+            _given_to_init(units, each)
         elif "dispatch" in each.methods and takes_call_next(each.methods["dispatch"]):
-            _outside(project, each)
+            _outside(units, each)
 
 
-def _class_units(project: Project, each: Class) -> None:
+def _class_units(units: Units, each: Class) -> None:
     dispatch = each.methods.get("dispatch")
     if dispatch is not None:
-        unit = project.unit(each.module, dispatch, "class")
+        unit = units.unit(each.module, dispatch, "class")
         unit.registered = "class"
     elif "__call__" in each.methods and each.direct:
         each.problems.append(Problem("HM111", each.methods["__call__"]))
@@ -108,7 +105,7 @@ def _option(method: cst.FunctionDef, given: cst.BaseExpression) -> str | None:
     return option if not option or _is_none_by_default(method, cst.Name(option)) else None
 
 
-def _given_to_init(project: Project, each: Class) -> None:
+def _given_to_init(units: Units, each: Class) -> None:
     # `super().__init__(app, dispatch=self.handle)`
     init = each.methods.get("__init__")
     for call in find(init, cst.Call) if init is not None else ():
@@ -121,22 +118,22 @@ def _given_to_init(project: Project, each: Class) -> None:
             continue
         name = dotted(given).partition("self.")[2]
         if name in each.methods:
-            unit = project.unit(each.module, each.methods[name], "class")
+            unit = units.unit(each.module, each.methods[name], "class")
             unit.registered = "dispatch="
             unit.uses.update(id(node) for node in find(given, cst.Name))
         elif "dispatch" in each.methods and not _is_none_by_default(init, given):
             each.problems.append(Problem("HM118", call, {"what": snippet(call)}))
 
 
-def _outside(project: Project, each: Class) -> None:
+def _outside(units: Units, each: Class) -> None:
     # A dispatch in a class whose base is not here: a middleware of somebody else's.
     bases = [base.value for base in each.node.bases]
-    foreign = [base for base in bases if project.lookup.find_class(each.module, base) is None]
-    if doubt(project.lookup, each.module, each.methods["dispatch"]) == "":
+    foreign = [base for base in bases if units.lookup.find_class(each.module, base) is None]
+    if doubt(units.lookup, each.module, each.methods["dispatch"]) == "":
         return  # it is nothing of HTTP
     if not foreign or dotted(foreign[0]) in {"object", "ABC", "Protocol", "Generic"}:
         return
-    unit = project.unit(each.module, each.methods["dispatch"], "class")
+    unit = units.unit(each.module, each.methods["dispatch"], "class")
     unit.registered = "class"
     unit.problems.append(Problem("HM112", each.node, {"what": snippet(foreign[0])}))
 

@@ -17,13 +17,12 @@ from enum import Enum
 
 import libcst as cst
 
-from httpmw.migrate.following._call_sites import snippet
-
 from ._lookup import Lookup, ancestors
 from ._module import ORIGINS, Class, Module
 from ._names import dotted, find, last_name
 from ._objects import named_in
 from ._parameters import call_next_parameter, own_parameters
+from ._problem import snippet
 
 __all__ = ["doubt"]
 

@@ -1,32 +1,28 @@
-# One file of the run: its functions, classes and registrations.
+# What is known of one file of the run: its classes and functions, its registrations, and its units.
+#
+# These know one another, so they stand together. What is found out about them is written down by
+# who finds it out; what a function does with its parameters is known by `following`.
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import libcst as cst
-
-from httpmw.migrate.following._call_sites import Problem
 
 from ._names import (
     IMPORT_FROM,
     Names,
-    children,
     dotted,
     find,
-    is_http_decorator,
-    is_none,
     last_name,
     own_scope,
 )
+from ._parameters import own_parameters
 from ._positions import positions
+from ._problem import Problem
 from ._references import references
-
-if TYPE_CHECKING:
-    from httpmw.migrate.following._function import Unit
 
 __all__ = [
     "BASE",
@@ -35,10 +31,9 @@ __all__ = [
     "Module",
     "Place",
     "Registration",
-    "dispatch_argument",
+    "Unit",
     "imports_base",
     "is_base_init",
-    "read",
     "targets",
 ]
 
@@ -69,6 +64,17 @@ class Class:
     # All classes that are related to it, with itself.
     family: list[Class] = field(default_factory=list)
 
+    def converts(self) -> bool:
+        """
+        Tell whether it gets httpmw's base in place of Starlette's.
+        """
+        units = [unit for one in self.family for unit in one.units if unit.kind == "class"]
+        return (
+            bool(units)
+            and all(unit.converts() for unit in units)
+            and not any(one.problems for one in self.family)
+        )
+
 
 @dataclass(eq=False)
 class Registration:
@@ -93,6 +99,107 @@ class Place:
     module: Module
     owner: Class | None = None
     scopes: tuple[cst.FunctionDef, ...] = ()
+
+
+@dataclass(eq=False)
+class Unit:
+    """
+    One function that takes `call_next`, and what is known of it.
+
+    Attributes:
+        kind: What it is: `"class"`, `"decorator"`, `"function"`, `"object"`, `"helper"`.
+        registered: How, as a conversion says it; `"elsewhere"` where nothing is known of it.
+        uses: The ids of the names by which it is registered or delegated to.
+        aliases: Module level names of its instances.
+        links: The units that are converted together with it or not at all.
+        callers: The units that hand `call_next` to it.
+        handed: The parameter that a caller hands `call_next` over in.
+        request: The name of its request, and *call_next* that of its `call_next`; empty as long
+            as they are not known.
+    """
+
+    module: Module
+    node: cst.FunctionDef
+    qualname: str
+    owner: Class | None
+    kind: str
+    registered: str = "elsewhere"
+    registrations: list[Registration] = field(default_factory=list)
+    uses: set[int] = field(default_factory=set)
+    aliases: set[str] = field(default_factory=set)
+    links: list[Unit] = field(default_factory=list)
+    callers: list[Unit] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    handed: str | None = None
+    request: str = ""
+    call_next: str = ""
+
+    def say(self, code: str, node: cst.CSTNode, **details: str) -> None:
+        self.problems.append(Problem(code, node, details))
+
+    def errors(self) -> list[Problem]:
+        return [each for each in self.problems if each.code.startswith("HM1")]
+
+    def converts(self) -> bool:
+        """
+        Tell whether it is converted, as far as is known by now.
+        """
+        return not self.errors()
+
+    def link(self, other: Unit) -> None:
+        self.links.append(other)
+        other.links.append(self)
+
+    def inside(self) -> Place:
+        """
+        Give the place of what stands in it.
+        """
+        around = self.module.places[id(self.node)]
+        return Place(self.module, around.owner, (*around.scopes, self.node))
+
+    def raises_http(self) -> bool:
+        return any(
+            isinstance(each, cst.Raise)
+            and each.exc is not None
+            and last_name(each.exc.func if isinstance(each.exc, cst.Call) else each.exc)
+            == "HTTPException"
+            for each in own_scope(self.node.body)
+        )
+
+    def is_abstract(self) -> bool:
+        """
+        Whether there is nothing in it: a docstring, `...`, `pass`.
+        """
+        return all(
+            isinstance(small, cst.Pass)
+            or (
+                isinstance(small, cst.Expr)
+                and isinstance(small.value, (cst.Ellipsis, cst.SimpleString))
+            )
+            for each in self.node.body.body
+            for small in (each.body if isinstance(each, cst.SimpleStatementLine) else [each])
+        )
+
+    def parameter_of(self, call: cst.Call, handed: cst.Arg) -> str | None:
+        """
+        Give the name of the parameter that an argument of a call of it is.
+        """
+        if handed.keyword is not None:
+            return handed.keyword.value
+        position = next(i for i, each in enumerate(call.args) if each is handed)
+        if any(each.star or each.keyword for each in call.args[:position]):
+            return None
+        parameters = own_parameters(self.node)
+        return parameters[position].name.value if position < len(parameters) else None
+
+    def expects(self) -> str:
+        """
+        Give the name of its parameter for `call_next`.
+        """
+        if self.handed is not None or self.call_next:
+            return self.handed or self.call_next
+        parameters = own_parameters(self.node)
+        return parameters[1].name.value if len(parameters) > 1 else ""
 
 
 @dataclass(eq=False)
@@ -238,120 +345,6 @@ def targets(node: cst.Assign | cst.AnnAssign) -> list[cst.BaseExpression]:
     if isinstance(node, cst.AnnAssign):
         return [node.target]
     return [each.target for each in node.targets]
-
-
-def read(path: str, source: str) -> Module:
-    """
-    Parse a file.
-
-    Raises:
-        libcst.ParserSyntaxError: It is no Python.
-    """
-    tree = cst.parse_module(source)
-    module = Module(path, source, tree, Names(tree, path))
-    _collect(module)
-    return module
-
-
-def _collect(module: Module) -> None:
-    stack: list[tuple[cst.CSTNode, str, Place]] = [(module.tree, "", Place(module))]
-    while stack:
-        node, prefix, place = stack.pop()
-        for each in children(node):
-            if isinstance(each, cst.ClassDef):
-                qualname = prefix + each.name.value
-                inner = Class(module, qualname, each)
-                if qualname in module.classes and not prefix:
-                    module.ambiguous.add(qualname)
-                module.classes[qualname] = module.classes_by_node[id(each)] = inner
-                stack.append((each.body, f"{qualname}.", Place(module, inner, place.scopes)))
-                stack.extend((d, prefix, place) for d in (*each.decorators, *each.bases))
-            elif isinstance(each, cst.FunctionDef):
-                _collect_function(module, each, prefix, place)
-                scopes = (*place.scopes, each)
-                qualname = module.qualnames[id(each)]
-                stack.append(
-                    (each.body, f"{qualname}.<locals>.", Place(module, place.owner, scopes))
-                )
-                stack.extend((d, prefix, place) for d in each.decorators)
-            else:
-                if isinstance(each, cst.Call):
-                    registration = _registration(module, each, place)
-                    if registration is not None:
-                        module.registrations.append(registration)
-                elif isinstance(each, (cst.Assign, cst.AnnAssign)) and not prefix:
-                    _collect_values(module, each)
-                elif isinstance(each, cst.Global) and place.scopes:
-                    declared = {one.name.value for one in each.names}
-                    for node in own_scope(place.scopes[-1].body):
-                        if isinstance(node, (cst.Assign, cst.AnnAssign)):
-                            _collect_values(module, node, declared)
-                stack.append((each, prefix, place))
-
-
-def _collect_function(module: Module, node: cst.FunctionDef, prefix: str, place: Place) -> None:
-    qualname = prefix + node.name.value
-    while qualname in module.functions:
-        if not prefix:
-            module.ambiguous.add(qualname)
-        qualname += "'"
-    module.functions[qualname] = node
-    module.qualnames[id(node)] = qualname
-    module.places[id(node)] = place
-    owner = place.owner
-    method = owner if prefix and owner and prefix == f"{owner.qualname}." else None
-    module.owners[id(node)] = method
-    if method is not None:
-        method.methods[node.name.value] = node
-
-
-def _collect_values(
-    module: Module, node: cst.Assign | cst.AnnAssign, declared: set[str] | None = None
-) -> None:
-    for target in targets(node):
-        name = dotted(target)
-        if not isinstance(target, cst.Name) or (declared is not None and name not in declared):
-            continue
-        if isinstance(node, cst.AnnAssign):
-            module.annotated[name] = node.annotation.annotation
-        if node.value is None:
-            continue
-        before = module.values.get(name)
-        if before is None or is_none(before):
-            module.values[name] = node.value
-        elif not is_none(node.value) and not before.deep_equals(node.value):
-            module.values[name] = node.value
-            module.ambiguous.add(name)
-        if name in module.annotated:
-            module.types[id(node.value)] = module.annotated[name]
-
-
-def _registration(module: Module, call: cst.Call, place: Place) -> Registration | None:
-    func = call.func
-    if isinstance(func, cst.Call) and is_http_decorator(func) and len(call.args) == 1:
-        return Registration(call, 'app.middleware("http")(fn)', call.args[0].value, place)
-    for position, arg in enumerate(call.args):
-        if not module.is_base(arg.value):
-            continue
-        if last_name(func) in {"isinstance", "issubclass", "cast", "TypeVar"}:
-            return None
-        return Registration(call, "dispatch=", dispatch_argument(call.args[position + 1 :]), place)
-    if module.is_base(func):
-        return Registration(call, "dispatch=", dispatch_argument(call.args[1:]), place)
-    return None
-
-
-def dispatch_argument(args: Iterable[cst.Arg]) -> cst.BaseExpression | None:
-    """
-    Give the argument that is the dispatch function, of those behind the app or the class.
-    """
-    args = list(args)
-    for arg in args:
-        if arg.keyword is not None and arg.keyword.value == "dispatch":
-            return arg.value
-    if args and args[0].keyword is None and not args[0].star:
-        return args[0].value
-    return None
 
 
 def is_base_init(module: Module, call: cst.Call) -> bool:

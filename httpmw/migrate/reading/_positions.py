@@ -8,9 +8,8 @@ from typing import Any
 
 import libcst as cst
 
-from httpmw.migrate.writing._edit import replaced
-
 from ._names import find
+from ._replaced import replaced
 
 __all__ = ["positions"]
 

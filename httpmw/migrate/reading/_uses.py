@@ -14,10 +14,8 @@ from typing import Any
 
 import libcst as cst
 
-from httpmw.migrate.following._function import Unit
-
 from ._lookup import ancestors, inherited, is_super
-from ._module import Class, Module, Place, targets
+from ._module import Class, Module, Place, Unit, targets
 from ._names import children, dotted, find, last_name, own_scope
 from ._objects import Objects
 from ._references import references
@@ -34,10 +32,12 @@ class Uses:
     The other uses of the units of a run.
     """
 
-    def __init__(self, objects: Objects, units: Sequence[Unit]) -> None:
+    def __init__(self, objects: Objects, units: Sequence[Unit], delegations: set[int]) -> None:
         self.objects = objects
         self.lookup = objects.lookup
         self.units = units
+        # The ids of the calls that hand `call_next` on.
+        self.delegations = delegations
         # The calls of some `dispatch` of which no more is known.
         self.unknown: list[tuple[Module, cst.Call]] = []
 
@@ -133,7 +133,6 @@ class Uses:
         """
         Find `middleware.dispatch(request, call_next)` where nothing else is known of it.
         """
-        delegated = {id(site.call) for unit in self.units for site in unit.delegations()}
         entries = [unit for unit in self.units if unit.owner is not None]
         if not entries:
             return
@@ -149,7 +148,7 @@ class Uses:
                     everywhere.setdefault(name, []).extend(made)
             for calls, instances in scopes:
                 for call in calls:
-                    if id(call) not in delegated:
+                    if id(call) not in self.delegations:
                         self._call_by_hand(module, call, {**everywhere, **instances})
 
     def _called_in(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import libcst as cst
 
+from httpmw.migrate.following._body_shapes import Collected
+from httpmw.migrate.following._call_sites import Site
 from httpmw.migrate.following._endings import can_end, statement_can_end
-from httpmw.migrate.following._state import Returned
+from httpmw.migrate.following._state import Flow, Returned
 from httpmw.migrate.reading._names import own_scope
 
 from ._build import (
@@ -30,9 +32,6 @@ from ._build import (
     split_leading,
     unused,
 )
-
-if TYPE_CHECKING:
-    from ._rewrite import Rewriter
 
 __all__ = ["Guard", "Place"]
 
@@ -69,12 +68,31 @@ class Ways:
     open: bool
 
 
+class Rewriting(Protocol):
+    """
+    Who rewrites the statements in which there is no answer, and asks for those in which there is.
+    """
+
+    function: cst.FunctionDef
+    sites: dict[int, Site]
+    flow: Flow
+    limited: set[int]
+
+    def suite(self, suite: cst.BaseSuite, place: Place) -> cst.BaseSuite: ...
+    def line(self, line: cst.SimpleStatementLine, place: Place) -> list[Statement]: ...
+    def compound(self, node: Any, place: Place) -> list[Statement]: ...
+    def clause(self, clause: Any, place: Place) -> Any: ...
+    def expression(self, node: Any) -> Any: ...
+    def has_site(self, node: cst.CSTNode) -> bool: ...
+    def read_at_once(self, loop: cst.For, body: Collected, before: list[Statement]) -> None: ...
+
+
 class Guard:
     """
     The answers of one function.
     """
 
-    def __init__(self, rewriter: Rewriter) -> None:
+    def __init__(self, rewriter: Rewriting) -> None:
         self.rewriter = rewriter
         self.answer = unused("answer", rewriter.function)
         self.flag = unused("answered", rewriter.function)

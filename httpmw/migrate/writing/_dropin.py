@@ -10,8 +10,7 @@ from typing import Any
 
 import libcst as cst
 
-from httpmw.migrate.following._call_sites import Problem, snippet
-from httpmw.migrate.following._function import Unit
+from httpmw.migrate.following._function import Function
 from httpmw.migrate.following._state import CALLED
 from httpmw.migrate.reading._module import Module
 from httpmw.migrate.reading._names import (
@@ -23,9 +22,10 @@ from httpmw.migrate.reading._names import (
     is_http_decorator,
     own_scope,
 )
+from httpmw.migrate.reading._problem import Problem, snippet
+from httpmw.migrate.reading._replaced import replaced
 
 from ._build import without
-from ._edit import replaced
 
 __all__ = ["drop_in", "refused"]
 
@@ -148,21 +148,21 @@ def _is_future(node: cst.Import | cst.ImportFrom) -> bool:
     return isinstance(node, cst.ImportFrom) and dotted(node.module) == "__future__"
 
 
-def refused(unit: Unit) -> Iterator[Problem]:
+def refused(function: Function) -> Iterator[Problem]:
     """
     Give what the drop-in refuses of a function when it runs.
     """
-    for problem in unit.found.problems:
+    for problem in function.found.problems:
         if problem.code == "HM102":
             yield Problem("HM219", problem.node, problem.details)
-    for site in unit.found.sites.values():
-        details = {"name": unit.call_next}
+    for site in function.found.sites.values():
+        details = {"name": function.unit.call_next}
         if site.kind == "timed":
             yield Problem("HM219", site.call, {**details, "what": "asyncio.wait_for"})
-        if CALLED in unit.flow.reached.get(id(site.node), ()):
+        if CALLED in function.flow.reached.get(id(site.node), ()):
             yield Problem("HM220", site.node, details)
-    for node in own_scope(unit.node.body):
-        if isinstance(node, cst.With) and unit.runs_app(node.body):
+    for node in own_scope(function.unit.node.body):
+        if isinstance(node, cst.With) and function.runs_app(node.body):
             for item in node.items:
-                if unit.is_scope(item.item):
+                if function.is_scope(item.item):
                     yield Problem("HM221", node, {"what": snippet(item.item)})

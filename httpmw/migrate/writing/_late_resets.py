@@ -17,21 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import libcst as cst
 
 from httpmw.migrate.following._context_variables import bound
 from httpmw.migrate.following._endings import can_end, statement_can_end
+from httpmw.migrate.following._function import Function
 from httpmw.migrate.following._state import CALLED, FAILED, RECEIVED, Returned
 from httpmw.migrate.following._taken_back import Taken
+from httpmw.migrate.reading._lookup import Lookup
 from httpmw.migrate.reading._names import dotted, find, own_scope
 
 from ._build import as_block, as_line, assigned, split_leading, unused
-
-if TYPE_CHECKING:
-    from httpmw.migrate.following._function import Unit
-    from httpmw.migrate.reading._lookup import Lookup
 
 __all__ = ["Held", "hold"]
 
@@ -59,33 +57,33 @@ class _Unsafe(Exception):  # noqa: N818 - it says what is the case
     pass
 
 
-def hold(unit: Unit, lookup: Lookup) -> Held:
+def hold(function: Function, lookup: Lookup) -> Held:
     """
-    Rearrange the function of a unit.
+    Rearrange a function.
     """
-    run = _Arranging(unit, lookup)
-    function = unit.node
+    run = _Arranging(function, lookup)
+    node = function.unit.node
     taking = run.taking_back()
     if not taking:
-        return Held(function)
-    left = Held(function, lost=(taking[0], taking[0]))
+        return Held(node)
+    left = Held(node, lost=(taking[0], taking[0]))
     # What runs in a caller before the response is out would see the variables.
-    if function.asynchronous is None or unit.callers:
+    if node.asynchronous is None or function.unit.callers:
         return left
     try:
-        body = run.block(as_block(function.body).body, held=False, called=False)
+        body = run.block(as_block(node.body).body, held=False, called=False)
     except _Unsafe:
         return left
     if any(id(each) not in run.handled for each in taking):
         return left
-    changed = function.with_changes(body=as_block(function.body).with_changes(body=body))
+    changed = node.with_changes(body=as_block(node.body).with_changes(body=body))
     lost = None if run.lost is None else (run.lost, taking[0])
     return Held(changed, run.returns, lost, tuple(sorted(run.surroundings.elsewhere)))
 
 
 class _Arranging(Taken):
-    def __init__(self, unit: Unit, lookup: Lookup) -> None:
-        super().__init__(unit, lookup)
+    def __init__(self, function: Function, lookup: Lookup) -> None:
+        super().__init__(function, lookup)
         # The ids of what takes back variables, and is behind `yield response` now.
         self.handled: set[int] = set()
         # The names that hold what variables are taken back with.
@@ -96,7 +94,7 @@ class _Arranging(Taken):
         self.lost: cst.CSTNode | None = None
         self.name = "response"
         if self.name not in self.flow.received or self.name in self.flow.rebound:
-            self.name = unused(self.name, unit.node)
+            self.name = unused(self.name, function.unit.node)
 
     # ------------------------------------------------------------------ blocks
 

@@ -21,8 +21,7 @@ from typing import Any
 import libcst as cst
 
 from httpmw.migrate.following._body_shapes import Collected, Rebuilt
-from httpmw.migrate.following._call_sites import Scan
-from httpmw.migrate.following._state import Flow
+from httpmw.migrate.following._function import Function
 from httpmw.migrate.reading._names import find, own_scope
 
 from ._answers import Guard, Place
@@ -63,17 +62,15 @@ class Spelling:
 
 
 class Rewriter:
-    def __init__(
-        self, held: Held, request: str, found: Scan, flow: Flow, limited: set[int]
-    ) -> None:
+    def __init__(self, held: Held, known: Function) -> None:
         self.function = function = held.function
         # The returns of the received response for which `yield` is written.
         self.held = held.returns
-        self.request = request
-        self.sites = found.sites
-        self.flow = flow
+        self.request = known.unit.request
+        self.sites = known.found.sites
+        self.flow = known.flow
         # The `with fail_after(...)` statements that become a call.
-        self.limited = limited
+        self.limited = known.limited
         self.sync = function.asynchronous is None
         self.guard = Guard(self)
         # Blank lines to put above a statement.

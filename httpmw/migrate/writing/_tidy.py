@@ -8,8 +8,7 @@ from typing import Any
 import libcst as cst
 
 from httpmw.migrate.reading._names import find
-
-from ._edit import replaced
+from httpmw.migrate.reading._replaced import replaced
 
 __all__ = ["is_type", "tidied", "without_type"]
 

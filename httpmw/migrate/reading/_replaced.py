@@ -10,7 +10,7 @@ from typing import Any
 
 import libcst as cst
 
-from httpmw.migrate.reading._names import children, fields
+from ._names import children, fields
 
 __all__ = ["replaced"]
 
