@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareError, NoResponseError
 from httpmw.testing import ASGIChecker, ASGIViolation, World
-from httpmw.testing._socket import DENIES
+from httpmw.testing.driving._socket import DENIES
 from tests.harness import Chunks, PassThrough
 
 Function = Callable[[Connection], Any]

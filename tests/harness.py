@@ -17,8 +17,8 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw.testing import Server
-from httpmw.testing._http import EXTENSIONS  # noqa: F401 - for the tests
-from httpmw.testing._server import DISCONNECT  # noqa: F401 - for the tests
+from httpmw.testing.checking.rules._http import EXTENSIONS  # noqa: F401 - for the tests
+from httpmw.testing.driving._server import DISCONNECT  # noqa: F401 - for the tests
 
 if TYPE_CHECKING:
     from httpmw import Connection, Flow

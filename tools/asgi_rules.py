@@ -6,7 +6,7 @@ Print the page `docs/asgi-rules.md`, which is made from the rules of the checker
 
 from __future__ import annotations
 
-from httpmw.testing._checker import rules
+from httpmw.testing.checking._checker import rules
 
 GROUPS = {
     "A": "All protocols",

@@ -39,8 +39,8 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from httpmw.testing import _loops
-from httpmw.testing._schedule import watching
+from httpmw.testing.exploring import _loops
+from httpmw.testing.exploring._schedule import watching
 from tests.harness import Chunks, passing, stack, waiting
 
 PIECE = 1_000  # scripts

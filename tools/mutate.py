@@ -68,7 +68,7 @@ def check() -> list[str]:
 
 def run_schedules(backend: str, first: int, count: int) -> int:
     """Run schedules until one fails; give 1 then, and say which."""
-    from httpmw.testing._schedule import runs  # noqa: PLC0415 - of the copy that is mutated
+    from httpmw.testing.exploring._schedule import runs  # noqa: PLC0415 - of the copy that is mutated
     from tests.scenarios import engine  # noqa: PLC0415
 
     def alarm(*_: Any) -> None:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from httpmw.testing import World, explore
-from httpmw.testing._schedule import runs
+from httpmw.testing.exploring._schedule import runs
 from tests.handshake_scenario import handshake
 from tests.ready_scenario import quiet, ready
 from tests.scenarios import engine

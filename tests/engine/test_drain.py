@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareError
 from httpmw.testing import Server
-from httpmw.testing._socket import SocketServer
+from httpmw.testing.driving._socket import SocketServer
 from tests.harness import explained, passing, request, stack
 
 UPLOAD = [b"x" * 1000] * 50

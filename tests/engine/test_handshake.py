@@ -41,7 +41,7 @@ from httpmw import (
 )
 from httpmw.compat import BaseHTTPMiddleware
 from httpmw.testing import ASGIChecker, ASGIViolation
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import Chunks, PassThrough, explained, left_to_the_collector, request
 
 pytestmark = pytest.mark.unchecked("`served` puts its own checker around the inner app")

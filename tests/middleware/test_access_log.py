@@ -25,7 +25,7 @@ from starlette.websockets import WebSocket
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareStack
 from httpmw.middleware import AccessLogMiddleware, AccessRecord, RequestIDMiddleware
 from httpmw.testing import run
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import Chunks, Inner, PassThrough, request, script, stack, start
 
 Line = tuple[str, str, dict[str, Any]]

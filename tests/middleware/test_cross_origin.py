@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from httpmw import MiddlewareStack
 from httpmw.middleware import CrossOriginProtectionMiddleware, OrderWarning, _order, recommended
 from httpmw.testing import Server
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import PassThrough, request
 
 HOST = "shop.example"

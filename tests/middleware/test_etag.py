@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from httpmw import Connection, Flow, HTTPMiddleware
 from httpmw.middleware import ETagMiddleware, SecurityHeadersMiddleware
 from httpmw.middleware._conditions import Conditions, Tag, date_of, tag_of, tags_of, verdict
-from httpmw.testing._socket import SocketServer
+from httpmw.testing.driving._socket import SocketServer
 from tests import conditions_oracle as oracle
 from tests.harness import Chunks, PassThrough, body, request, script, start
 

@@ -39,7 +39,7 @@ from httpmw.middleware import (
 )
 from httpmw.middleware._prometheus import _is_there
 from httpmw.testing import Server, World, explore
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests import ROOT
 from tests.harness import Chunks, PassThrough, body, request, script, start
 from tests.middleware.test_route_template import starlette_only

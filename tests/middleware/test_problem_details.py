@@ -32,7 +32,7 @@ from httpmw.middleware import (
     problem_responses,
 )
 from httpmw.testing import Server
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import Chunks, PassThrough, body, request, script, start
 
 SECRET = "dsn=postgres://hunter2"  # noqa: S105 - of nobody

@@ -31,7 +31,7 @@ from httpmw.middleware import _stores as stores
 from httpmw.middleware._gcra import SECOND, policies_of
 from httpmw.middleware._refuse import tell_shed
 from httpmw.testing import Server
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import PassThrough
 
 ok = PlainTextResponse("ok")

@@ -41,7 +41,7 @@ from httpmw.middleware import (
     trace_id,
 )
 from httpmw.testing import run
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests import ROOT
 from tests.harness import Chunks, PassThrough, request
 

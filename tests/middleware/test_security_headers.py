@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from httpmw import Connection, Flow, HTTPMiddleware, MiddlewareError
 from httpmw.middleware import CompressionMiddleware, CSPNonce, SecurityHeadersMiddleware
 from httpmw.testing import Server
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import PassThrough, body, request, script, start
 
 POLICY = "content-security-policy"

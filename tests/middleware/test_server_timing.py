@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 
 from httpmw.middleware import ServerTiming, ServerTimingMiddleware, timing
 from httpmw.testing import run
-from httpmw.testing._socket import SocketServer
+from httpmw.testing.driving._socket import SocketServer
 from tests.harness import Chunks, request
 
 ok = PlainTextResponse("ok")

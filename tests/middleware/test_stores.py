@@ -19,7 +19,7 @@ from httpmw.middleware import (
     RedisStore,
 )
 from httpmw.testing import check_idempotency_store, check_rate_store
-from httpmw.testing._stores import cancelled_after
+from httpmw.testing.storing._stores import cancelled_after
 from tests.harness import request
 from tests.stores import StoreServer, client_of, dsn, serving, serving_postgresql
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from httpmw import AppResponse, Connection, DeadlineExceeded, Flow, HTTPMiddleware
 from httpmw.middleware import TimeoutMiddleware
 from httpmw.testing import Server
-from httpmw.testing._socket import DENIES, SocketServer
+from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import PassThrough, body, request, start
 
 SOON = 0.02  # seconds

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Scope
 
-from ._rules import (
+from ._rule import (
     RAISED,
     RECEIVE,
     RETURN,

@@ -23,13 +23,13 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw._context import current_task
+from httpmw.testing.checking.rules._http import START
+from httpmw.testing.checking.rules._websocket import ACCEPT, CLOSE, DENIAL_START
+from httpmw.testing.driving._layers import AnyMiddleware, around
+from httpmw.testing.driving._server import Server
+from httpmw.testing.driving._socket import DENIES
 
-from ._http import START
 from ._inner_apps import CASES, Case, settle
-from ._layers import AnyMiddleware, around
-from ._server import Server
-from ._socket import DENIES
-from ._websocket import ACCEPT, CLOSE, DENIAL_START
 
 __all__ = ["TransparencyReport", "TransparencyRow", "check_transparent"]
 

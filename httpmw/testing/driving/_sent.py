@@ -7,8 +7,8 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.types import Message
 
-from ._http import BODY, START
-from ._websocket import ACCEPT, CLOSE, DATA, DENIAL
+from httpmw.testing.checking.rules._http import BODY, START
+from httpmw.testing.checking.rules._websocket import ACCEPT, CLOSE, DATA, DENIAL
 
 _REFUSED: Final = 403  # what servers make of a close before the acceptance
 

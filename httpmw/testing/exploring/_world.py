@@ -30,10 +30,9 @@ from starlette.websockets import WebSocketDisconnect
 from httpmw._body import ACCEPTED, RequestChunks, ResponseChunks
 from httpmw._connection import Connection
 from httpmw._response import AppResponse
-
-from ._rules import ASGIViolation
-from ._server import Server
-from ._socket import SocketServer
+from httpmw.testing.checking.rules._rule import ASGIViolation
+from httpmw.testing.driving._server import Server
+from httpmw.testing.driving._socket import SocketServer
 
 SPECS: Final[tuple[str | None, ...]] = (None, "2.1", "2.3", "2.4", "2.5")
 

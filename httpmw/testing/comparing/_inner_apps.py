@@ -18,7 +18,7 @@ import anyio.lowlevel
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from ._server import Server
+from httpmw.testing.driving._server import Server
 
 
 class Run(Protocol):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ._rules import SCOPE, Conversation, bad_pairs, rule
+from ._rule import SCOPE, Conversation, bad_pairs, rule
 
 _METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")
 

@@ -24,16 +24,23 @@ from starlette.types import Message, Receive, Scope, Send
 from httpmw import AppResponse, Connection
 from httpmw._body import ACCEPTED
 from httpmw._context import current_task, open_scopes
+from httpmw.testing.checking._checker import ASGIChecker
+from httpmw.testing.checking.rules._http import BODY, HTTP, START
+from httpmw.testing.checking.rules._websocket import (
+    ACCEPT,
+    CLOSE,
+    DATA,
+    DENIAL_BODY,
+    DENIAL_START,
+    WebSocket,
+)
 
-from ._checker import ASGIChecker
 from ._headers import HeadersLike, raw_headers, with_host
-from ._http import BODY, HTTP, START
 from ._layers import AnyMiddleware, Watcher, around, function_of
 from ._run import as_request
 from ._sent import Sent
 from ._server import Server
 from ._socket import DENIES, SocketServer
-from ._websocket import ACCEPT, CLOSE, DATA, DENIAL_BODY, DENIAL_START, WebSocket
 
 State = Literal["waiting", "reading", "sending", "open", "answered", "ended"]
 _Command: TypeAlias = Callable[[Receive, Send], Awaitable[Any]]

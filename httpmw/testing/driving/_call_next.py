@@ -22,8 +22,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from httpmw import AppResponse, Connection
+from httpmw.testing.checking.rules._http import BODY, START
 
-from ._http import BODY, START
 from ._layers import AnyMiddleware, Dispatch, Watcher, function_of
 
 CallNext: TypeAlias = Callable[[Any], Awaitable[Any]]

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Scope
 
-from ._rules import RECEIVE, SEND, Conversation, rule
+from ._rule import RECEIVE, SEND, Conversation, rule
 
 STARTUP: Final = "lifespan.startup"
 SHUTDOWN: Final = "lifespan.shutdown"

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from httpmw.testing import ASGIChecker, ASGIViolation, Server
-from httpmw.testing._checker import rules
+from httpmw.testing.checking._checker import rules
 from tests import ROOT
 from tests.harness import EXTENSIONS, request, script
 from tools import asgi_rules

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from httpmw import Connection, Flow
 from tests.harness import Inner, passing, request, script, stack, waiting
-from tests.testing.test_checker import ALLOWED, BROKEN, play
+from tests.testing.checking.test_checker import ALLOWED, BROKEN, play
 
 asgion = pytest.importorskip("asgion")
 
@@ -97,7 +97,7 @@ async def judged(scope: Any, steps: Any, monkeypatch: pytest.MonkeyPatch) -> lis
         inspectors.append(asgion.Inspector(app))
         return inspectors[0]
 
-    monkeypatch.setattr("tests.testing.test_checker.ASGIChecker", inspect)
+    monkeypatch.setattr("tests.testing.checking.test_checker.ASGIChecker", inspect)
     try:
         await play(dict(scope), steps)
     except Exception:

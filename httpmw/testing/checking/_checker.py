@@ -9,10 +9,10 @@ from typing import Final, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._http import HTTP
-from ._lifespan import Lifespan
-from ._rules import RAISED, RETURN, SCOPE, ASGIViolation, Conversation, Rule, with_lists
-from ._websocket import WebSocket
+from .rules._http import HTTP
+from .rules._lifespan import Lifespan
+from .rules._rule import RAISED, RETURN, SCOPE, ASGIViolation, Conversation, Rule, with_lists
+from .rules._websocket import WebSocket
 
 PROTOCOLS: Final[dict[str, type[Conversation]]] = {
     "http": HTTP,

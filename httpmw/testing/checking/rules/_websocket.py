@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Scope
 
-from ._rules import RECEIVE, RETURN, SEND, bad_names, bad_pairs, bad_values, is_int, rule
+from ._rule import RECEIVE, RETURN, SEND, bad_names, bad_pairs, bad_values, is_int, rule
 from ._web import Web
 
 CONNECT: Final = "websocket.connect"

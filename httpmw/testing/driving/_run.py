@@ -7,7 +7,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._checker import ASGIChecker
+from httpmw.testing.checking._checker import ASGIChecker
+
 from ._headers import HeadersLike, with_host
 from ._layers import AnyMiddleware, around
 from ._sent import Sent

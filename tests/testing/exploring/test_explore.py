@@ -101,7 +101,7 @@ import sys
 import anyio
 from httpmw import HTTPMiddleware
 from httpmw.testing import explore
-from tests.testing.test_explore import stream
+from tests.testing.exploring.test_explore import stream
 
 trace = []
 
@@ -636,7 +636,7 @@ def test_private_parts_of_trio() -> None:
 
 async def test_inner_app_of_the_harness_passes() -> None:
     """A world can be made by hand, inside of a running loop."""
-    from httpmw.testing._world import Conditions
+    from httpmw.testing.exploring._world import Conditions
 
     if sys.modules["sniffio"].current_async_library() == "trio":
         return

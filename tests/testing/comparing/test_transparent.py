@@ -23,8 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
 from httpmw.compat import BaseHTTPMiddleware, RequestResponseEndpoint
-from httpmw.testing import TransparencyReport, _transparent, check_transparent
-from httpmw.testing._inner_apps import Intended, Unusual
+from httpmw.testing import TransparencyReport, check_transparent
+from httpmw.testing.comparing import _transparent
+from httpmw.testing.comparing._inner_apps import Intended, Unusual
 from tests import ROOT
 from tests.harness import PassThrough, passing, stack, waiting
 

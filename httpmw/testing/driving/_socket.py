@@ -12,10 +12,19 @@ import anyio
 import anyio.lowlevel
 from starlette.types import Message
 
+from httpmw.testing.checking.rules._rule import spec_version
+from httpmw.testing.checking.rules._websocket import (
+    ACCEPT,
+    CLOSE,
+    CONNECT,
+    DENIAL,
+    DISCONNECT,
+    RECEIVED,
+    WebSocket,
+)
+
 from ._headers import HeadersLike, latin, raw_headers
-from ._rules import spec_version
 from ._server import IN_A_PATH, FakeServer
-from ._websocket import ACCEPT, CLOSE, CONNECT, DENIAL, DISCONNECT, RECEIVED, WebSocket
 
 DENIES: Mapping[str, Any] = {DENIAL: {}}
 

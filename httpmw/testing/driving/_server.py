@@ -12,11 +12,12 @@ import anyio
 import anyio.lowlevel
 from starlette.types import ASGIApp, Message
 
+from httpmw.testing.checking.rules._http import HTTP
+from httpmw.testing.checking.rules._rule import ASGIViolation, spec_version, with_lists
+from httpmw.testing.checking.rules._web import Web
+
 from ._headers import HeadersLike, latin, raw_headers
-from ._http import HTTP
-from ._rules import ASGIViolation, spec_version, with_lists
 from ._sent import Sent
-from ._web import Web
 
 DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 

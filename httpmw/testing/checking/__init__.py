@@ -1,0 +1,3 @@
+"""
+The checker: who broke which rule of ASGI.
+"""

@@ -1,0 +1,3 @@
+"""
+What a middleware changes, against the same apps without it.
+"""

@@ -1,0 +1,3 @@
+"""
+A middleware, run by hand and by a fake server.
+"""

@@ -1,0 +1,3 @@
+"""
+Schedules and faults: a scenario in all the ways in which it can go.
+"""

@@ -1,0 +1,3 @@
+"""
+What a middleware costs.
+"""

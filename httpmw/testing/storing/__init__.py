@@ -1,0 +1,3 @@
+"""
+Stores that workers share: whether one does what is asked of it.
+"""
