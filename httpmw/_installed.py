@@ -22,12 +22,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, MutableSequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableSequence, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from threading import get_ident
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast, overload
 
 from starlette import applications
 from starlette.middleware import Middleware
@@ -40,9 +40,26 @@ from ._chain import INSIDE, Chain, Nowhere, Slot, marked
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from .stack import MiddlewareStack
 
-S = TypeVar("S", bound="MiddlewareStack")
+class Stack(Protocol):
+    """
+    What an installation needs of its stack, which is made with the application and its layers.
+    """
+
+    _chain: Chain
+    _installation: Installation | None
+    _key: str
+    _lock: threading.RLock
+
+    def __init__(self, app: ASGIApp, middleware: Iterable[Middleware], /) -> None: ...
+    def _read(self) -> Sequence[Slot]: ...
+    def _editing(self) -> AbstractContextManager[list[Slot]]: ...
+    def _make(self, middleware: Middleware, /) -> Slot: ...
+    def _surround(self, frame: ASGIApp, inner: ASGIApp) -> None: ...
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]: ...
+
+
+S = TypeVar("S", bound=Stack)
 
 # Where an application has its installation.
 _PLACE: Final = "_httpmw_installation"
@@ -71,7 +88,7 @@ class Installation:
     What one application and its stack know of each other.
     """
 
-    def __init__(self, cls: type[MiddlewareStack], app: Starlette) -> None:
+    def __init__(self, cls: type[Stack], app: Starlette) -> None:
         self.app = app
         self.cls = type(app)
         # What others have put on the application, before the methods of its class.
@@ -285,7 +302,7 @@ def _once(layers: Iterable[Middleware], before: list[Middleware]) -> list[Middle
     return [each for each in layers if each in before or tuple(each) not in known]
 
 
-def make_core(stack: MiddlewareStack, inner: ASGIApp) -> Any:
+def make_core(stack: Stack, inner: ASGIApp) -> Any:
     """
     Make what stands where the frame ends on the way inward, and the layers begin.
     """

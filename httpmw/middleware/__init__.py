@@ -15,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from httpmw._order import CORS_ALLOW, CORS_EXPOSE, OrderWarning
+
     from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
     from ._compression import CompressionMiddleware
     from ._cross_origin import CrossOriginProtectionMiddleware
@@ -27,11 +29,11 @@ if TYPE_CHECKING:
     from ._limits_store import LimitsStore
     from ._memory_store import MemoryStore
     from ._opentelemetry_metrics import OpenTelemetryMetricsMiddleware
-    from ._order import CORS_ALLOW, CORS_EXPOSE, OrderWarning, recommended
     from ._postgres_store import PostgresStore
     from ._problem_details import Problem, ProblemDetailsMiddleware, problem_responses
     from ._prometheus import PrometheusMiddleware, metrics_endpoint
     from ._rate_limit import RateLimitMiddleware, client_address, rate_limit
+    from ._recommended import recommended
     from ._redis_store import RedisStore
     from ._request_id import RequestIDFilter, RequestIDMiddleware, add_request_id
     from ._route import route_template
@@ -91,8 +93,8 @@ __all__ = [
 _MODULES: Final = {
     "AccessLogMiddleware": "_access_log",
     "AccessRecord": "_access_log",
-    "CORS_ALLOW": "_order",
-    "CORS_EXPOSE": "_order",
+    "CORS_ALLOW": "httpmw._order",
+    "CORS_EXPOSE": "httpmw._order",
     "CSPNonce": "_security_headers",
     "Claim": "_idempotency_store",
     "CompressionMiddleware": "_compression",
@@ -105,7 +107,7 @@ _MODULES: Final = {
     "LimitsStore": "_limits_store",
     "MemoryStore": "_memory_store",
     "OpenTelemetryMetricsMiddleware": "_opentelemetry_metrics",
-    "OrderWarning": "_order",
+    "OrderWarning": "httpmw._order",
     "PostgresStore": "_postgres_store",
     "Problem": "_problem_details",
     "ProblemDetailsMiddleware": "_problem_details",
@@ -129,7 +131,7 @@ _MODULES: Final = {
     "metrics_endpoint": "_prometheus",
     "problem_responses": "_problem_details",
     "rate_limit": "_rate_limit",
-    "recommended": "_order",
+    "recommended": "_recommended",
     "request_id": "_ids",
     "route_template": "_route",
     "timing": "_server_timing",
@@ -142,7 +144,8 @@ def __getattr__(name: str) -> Any:
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    path = module if "." in module else f"{__name__}.{module}"
+    value = getattr(importlib.import_module(path), name)
     globals()[name] = value  # the next time it is found without a call
     return value
 

@@ -17,11 +17,11 @@ from starlette.types import ASGIApp
 from httpmw import _errors
 from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
+from httpmw._order import inward
 from httpmw.show._hub import Hub
 from httpmw.show._page import page, policy
 from httpmw.show._record import CURRENT
 
-from ._order import _inward
 from ._ready import Exclude, Ready
 
 _EVERY: Final = 0.25  # seconds between two looks
@@ -101,7 +101,7 @@ class InspectorMiddleware(Ready):
         super().__init__(app, when=when, exclude=exclude, websocket=websocket)
         if enabled is None:
             # What stands around the routes of an application knows; else its first request does.
-            found = (getattr(each, "debug", None) for each in _inward(self))
+            found = (getattr(each, "debug", None) for each in inward(self))
             if next((each for each in found if isinstance(each, bool)), None) is False:
                 raise _errors.not_in_debug(type(self))
 
@@ -124,7 +124,7 @@ class InspectorMiddleware(Ready):
         try:
             application = conn["app"]
         except KeyError:
-            return any(getattr(each, "debug", False) is True for each in _inward(self))
+            return any(getattr(each, "debug", False) is True for each in inward(self))
         return bool(getattr(application, "debug", False))
 
     # ------------------------------------------------------------------ the page

@@ -11,9 +11,8 @@ from httpmw import _errors
 from httpmw._adapter import HTTPMiddleware, Predicate, check_predicate
 from httpmw._connection import Connection
 from httpmw._handlers import is_plain_callable
+from httpmw._order import check_inward
 from httpmw._scope import LayerRequest, _headers_of
-
-from ._order import check_inward
 
 # The scope to read, and only to read: `conn.scope` makes a copy, which is for who changes it, and
 # to read it by `conn[...]` takes its time.

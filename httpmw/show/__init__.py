@@ -9,7 +9,8 @@ See what stands around an application, and what happens to a request on its way 
 # imports this package.
 
 from ._client import StartupError
-from ._explain import Explanation, Step, explain
+from ._explain import explain
+from ._explanation import Explanation, Step
 from ._model import Kind, Node, Remark, Scopes, Tree
 from ._tree import tree
 

@@ -7,126 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from ._client import Exchange, lifespan
+from ._explanation import Explanation, Step
 from ._probe import Probes
 from ._read import read
 from ._record import CURRENT, PHASES, Line, Pairs, Passage, Record
-
-
-@dataclass(frozen=True)
-class Step:
-    """
-    What one layer, or the route, did in one request.
-
-    Attributes:
-        name: Its name, as in the tree.
-        kind: "layer", "router", "route", "websocket" or "app".
-        where: The file and line where it was defined; None where it cannot be told.
-        happened: What it did, in words.
-        changed: What it changed of the request and of the response, by names.
-        seconds: Its own time in each phase: "before" the response, at its "start", in the "body",
-            and "after" it; what is further in is not in it.
-        request_bytes: Bytes of the request that reached it, and that it handed on.
-        response_bytes: Bytes of the response that reached it, and that it handed on.
-    """
-
-    name: str
-    kind: str
-    where: str | None
-    happened: str
-    changed: tuple[str, ...]
-    seconds: Mapping[str, float]
-    request_bytes: tuple[int, int]
-    response_bytes: tuple[int, int]
-
-    @property
-    def own(self) -> float:
-        """
-        Its own time in all phases, in seconds.
-        """
-        return sum(self.seconds.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """
-        Give it as what `json.dumps` takes.
-        """
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "where": self.where,
-            "happened": self.happened,
-            "changed": list(self.changed),
-            "seconds": dict(self.seconds),
-            "own": self.own,
-            "request_bytes": list(self.request_bytes),
-            "response_bytes": list(self.response_bytes),
-        }
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """
-    What happened to one request on its way; `str()` of it is a table.
-
-    Attributes:
-        method: The method of the request.
-        path: Its path.
-        status: The status of the response; None where there was none.
-        exception: What the application raised; None where nothing was.
-        bytes_sent: How many bytes of the body were sent.
-        route: The route that was matched; None where none was.
-        seconds: The time of the whole request, in seconds.
-        client_seconds: How much of that was spent in the client of this process.
-        steps: The layers that it reached, the outermost first, and the route.
-        not_reached: Layers further in that it did not reach.
-        merged: Layers that cannot be looked at by themselves: they are part of the one around.
-        spans: The waterfall: number of the step, -1 for the client; phase, from and to, in seconds.
-        repeated: How often it was sent; all is of the run whose time is the median.
-    """
-
-    method: str
-    path: str
-    status: int | None
-    exception: str | None
-    bytes_sent: int
-    route: str | None
-    seconds: float
-    client_seconds: float
-    steps: tuple[Step, ...]
-    not_reached: tuple[str, ...]
-    merged: tuple[str, ...]
-    spans: tuple[tuple[int, str, float, float], ...]
-    repeated: int
-
-    def as_json(self) -> dict[str, Any]:
-        """
-        Give it as what `json.dumps` takes.
-        """
-        return {
-            "method": self.method,
-            "path": self.path,
-            "status": self.status,
-            "exception": self.exception,
-            "bytes_sent": self.bytes_sent,
-            "route": self.route,
-            "seconds": self.seconds,
-            "client_seconds": self.client_seconds,
-            "steps": [each.as_json() for each in self.steps],
-            "not_reached": list(self.not_reached),
-            "merged": list(self.merged),
-            "spans": [list(each) for each in self.spans],
-            "repeated": self.repeated,
-        }
-
-    def __str__(self) -> str:
-        from ._table import table  # noqa: PLC0415 - the numbers know no drawing
-
-        return table(self)
 
 
 async def explain(  # noqa: PLR0913 - what a request has, each with a default

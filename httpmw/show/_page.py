@@ -16,7 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._explain import Explanation
+    from ._explanation import Explanation
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from httpmw.middleware._order import _HARM, _kind
+from httpmw._order import HARM, kind_of
 
 from ._cost import cost_of_base
 from ._gate import refuses
@@ -185,10 +185,10 @@ def _http_only_gate(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
 
 def _order(node: Node, _: Sequence[Node]) -> Iterator[Remark]:
     # By classes that are known, not by names.
-    kind = _kind(node.subject)
+    kind = kind_of(node.subject)
     for inner in _inner_layers(node):
-        inner_kind = _kind(inner.subject)
-        harm = _HARM.get((kind or "", inner_kind or ""))
+        inner_kind = kind_of(inner.subject)
+        harm = HARM.get((kind or "", inner_kind or ""))
         if harm is None or (kind in _ANSWERING and inner_kind == "cors"):  # said above
             continue
         if kind == inner_kind == "metrics" and type(node.subject) is not type(inner.subject):

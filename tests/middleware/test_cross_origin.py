@@ -13,8 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from httpmw import MiddlewareStack
-from httpmw.middleware import CrossOriginProtectionMiddleware, OrderWarning, _order, recommended
+from httpmw import MiddlewareStack, _order
+from httpmw.middleware import CrossOriginProtectionMiddleware, OrderWarning, recommended
 from httpmw.testing import Server
 from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import PassThrough, request

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 
-from httpmw import MiddlewareStack
+from httpmw import MiddlewareStack, _order
 from httpmw._exchange import runs_as_adapter
 from httpmw.middleware import (
     CORS_ALLOW,
@@ -32,7 +32,6 @@ from httpmw.middleware import (
     SecurityHeadersMiddleware,
     ServerTimingMiddleware,
     TimeoutMiddleware,
-    _order,
     recommended,
 )
 from tests.harness import PassThrough, request

@@ -28,9 +28,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "RateLimitMiddleware": {"limit": "100/minute"},
 }
 
-# What several kinds are made with.
+# What several kinds are made with, and what asks for all of them.
 SHARED = {
-    *("_codings", "_conditions", "_ids", "_metrics", "_order", "_ready", "_refuse", "_route"),
+    "_recommended",
+    *("_codings", "_conditions", "_ids", "_metrics", "_ready", "_refuse", "_route"),
     *("_gcra", "_idempotency_store", "_memory_store", "_rate_fields", "_stores"),
 }
 

@@ -1,4 +1,4 @@
-# In which order the layers stand, and what is said of an order that does harm.
+# What is said of an order of layers that does harm.
 #
 # Each layer looks inward when it is made: along `.app`, as Starlette builds from the inside; in a
 # `MiddlewareStack`, where each layer has a link further in, the stack shows each order to `check`.
@@ -6,17 +6,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
-from starlette.middleware import Middleware
-
-from httpmw import _chain, _errors
-
-Options: TypeAlias = Mapping[str, Any] | bool | None
-"""
-How a layer is asked for: True, or with its options.
-"""
+from . import _chain, _errors
 
 
 class OrderWarning(UserWarning):
@@ -26,7 +19,7 @@ class OrderWarning(UserWarning):
 
 
 # What must not stand outside of what, and why. The names are those of `kind`.
-_HARM: Final[dict[tuple[str, str], str]] = {
+HARM: Final[dict[tuple[str, str], str]] = {
     ("problem_details", "access_log"): (
         "an exception that is answered there is logged as one without a response"
     ),
@@ -88,8 +81,8 @@ def check_inward(layer: object) -> None:
     """
     Look at what stands inside of *layer*.
     """
-    kind = _kind(layer)
-    for inner in _inward(layer):
+    kind = kind_of(layer)
+    for inner in inward(layer):
         _say(layer, kind, inner)
 
 
@@ -98,7 +91,7 @@ def check(layers: Sequence[object]) -> None:
     Look at all the layers of a stack, the outermost first.
     """
     for place, layer in enumerate(layers):
-        kind = _kind(layer)
+        kind = kind_of(layer)
         for inner in layers[place + 1 :]:
             _say(layer, kind, inner)
 
@@ -107,13 +100,13 @@ _chain.watchers.append(check)
 
 
 def _say(outer: object, kind: str | None, inner: object) -> None:
-    inner_kind = _kind(inner)
+    inner_kind = kind_of(inner)
     if kind is None or inner_kind is None:
         return
     if kind == "cors" and inner_kind == "cross_origin":
         _say_untrusted(getattr(outer, "allow_origins", ()), inner)
         return
-    if (kind, inner_kind) not in _HARM or (kind, inner_kind) in _said:
+    if (kind, inner_kind) not in HARM or (kind, inner_kind) in _said:
         return
     if kind == inner_kind == "metrics" and type(outer) is not type(inner):
         return  # for Prometheus and for OpenTelemetry
@@ -121,7 +114,7 @@ def _say(outer: object, kind: str | None, inner: object) -> None:
         return
     _said.add((kind, inner_kind))
     warnings.warn(
-        _errors.wrong_order(type(outer), type(inner), _HARM[kind, inner_kind]),
+        _errors.wrong_order(type(outer), type(inner), HARM[kind, inner_kind]),
         OrderWarning,
         stacklevel=4,
     )
@@ -145,7 +138,10 @@ def _say_untrusted(origins: Iterable[str], layer: Any) -> None:
         warnings.warn(_errors.untrusted_origins(type(layer), left), OrderWarning, stacklevel=5)
 
 
-def _kind(layer: object) -> str | None:
+def kind_of(layer: object) -> str | None:
+    """
+    Tell what a layer is by the name that `HARM` has for it; None for one that does no harm.
+    """
     cls = type(layer)
     name = cls.__module__, cls.__qualname__
     if name == _CORS:
@@ -156,95 +152,13 @@ def _kind(layer: object) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _inward(layer: object) -> Iterator[object]:
+def inward(layer: object) -> Iterator[object]:
+    """
+    Give what stands inside of a layer, as Starlette puts it together.
+    """
     seen = {id(layer)}
     inner = getattr(layer, "app", None)
     while inner is not None and id(inner) not in seen:
         yield inner
         seen.add(id(inner))
         inner = getattr(inner, "app", None)
-
-
-def recommended(
-    *,
-    request_id: Options = True,
-    access_log: Options = True,
-    prometheus: Options = None,
-    opentelemetry_metrics: Options = None,
-    server_timing: Options = None,
-    security_headers: Options = True,
-    cors: Mapping[str, Any] | None = None,
-    problem_details: Options = True,
-    cross_origin: Options = None,
-    rate_limit: Options = None,
-    timeout: Options = None,
-    compression: Options = True,
-    idempotency: Options = None,
-    etag: Options = True,
-) -> list[Middleware]:
-    """
-    Give the layers in the order in which they belong, the outermost first.
-
-        app = FastAPI(middleware=recommended(access_log={"format": "json"}, prometheus=True))
-
-    Each is asked for with True, or with a mapping of its options; with False or None it is left
-    out.
-
-    Args:
-        request_id: `RequestIDMiddleware`; by default it is there.
-        access_log: `AccessLogMiddleware`; by default it is there.
-        prometheus: `PrometheusMiddleware`.
-        opentelemetry_metrics: `OpenTelemetryMetricsMiddleware`.
-        server_timing: `ServerTimingMiddleware`.
-        security_headers: `SecurityHeadersMiddleware`; by default it is there.
-        cors: The options of Starlette's `CORSMiddleware`.
-        problem_details: `ProblemDetailsMiddleware`; by default it is there.
-        cross_origin: `CrossOriginProtectionMiddleware`.
-        rate_limit: `RateLimitMiddleware`.
-        timeout: `TimeoutMiddleware`.
-        compression: `CompressionMiddleware`; by default it is there.
-        idempotency: `IdempotencyMiddleware`.
-        etag: `ETagMiddleware`; by default it is there.
-
-    Returns:
-        A list for `Starlette(middleware=...)`, `FastAPI(middleware=...)` or `MiddlewareStack`.
-
-    Raises:
-        TypeError: What is asked for is neither a bool nor a mapping of options.
-    """
-    return [
-        *_asked("RequestIDMiddleware", "request_id", request_id),
-        *_asked("AccessLogMiddleware", "access_log", access_log),
-        *_asked("PrometheusMiddleware", "prometheus", prometheus),
-        *_asked("OpenTelemetryMetricsMiddleware", "opentelemetry_metrics", opentelemetry_metrics),
-        *_asked("ServerTimingMiddleware", "server_timing", server_timing),
-        *_asked("SecurityHeadersMiddleware", "security_headers", security_headers),
-        *_cors(cors),
-        *_asked("ProblemDetailsMiddleware", "problem_details", problem_details),
-        *_asked("CrossOriginProtectionMiddleware", "cross_origin", cross_origin),
-        *_asked("RateLimitMiddleware", "rate_limit", rate_limit),
-        *_asked("TimeoutMiddleware", "timeout", timeout),
-        *_asked("CompressionMiddleware", "compression", compression),
-        *_asked("IdempotencyMiddleware", "idempotency", idempotency),
-        *_asked("ETagMiddleware", "etag", etag),
-    ]
-
-
-def _asked(name: str, option: str, options: Options) -> Iterable[Middleware]:
-    if options is None or options is False:
-        return ()
-    if options is not True and not isinstance(options, Mapping):
-        raise _errors.bad_option(recommended, option, options, "True or a mapping of its options")
-    from httpmw import middleware  # noqa: PLC0415 - loads what is asked for
-
-    return (Middleware(getattr(middleware, name), **({} if options is True else options)),)
-
-
-def _cors(options: Mapping[str, Any] | None) -> Iterable[Middleware]:
-    if options is None:
-        return ()
-    if not isinstance(options, Mapping):
-        raise _errors.bad_option(recommended, "cors", options, "a mapping of its options, or None")
-    from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - only where asked for
-
-    return (Middleware(CORSMiddleware, **options),)
