@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from benchmarks import targets
 from benchmarks.document import ROOT, read, run_file
 
-IN_PROCESS = ("jobs", "grid", "rules", "stack", "budget", "memory", "bodies", "import_time")
+IN_PROCESS = ("jobs", "grid", "stack", "budget", "memory", "bodies", "import_time")
 NAMES = (*IN_PROCESS, "servers", "handshakes")
 
 

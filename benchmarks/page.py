@@ -1,5 +1,5 @@
 """
-What `docs/performance.md` says and shows of the results: each part of it, and each plot.
+What `docs/performance.md` says of the results, each part of it.
 
 Every sentence with a figure in it is made here, out of the result that it is about; the last line
 of a part names the benchmark and what it ran on.
@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.bodies import KINDS
 from benchmarks.document import Document, Row, find
 from benchmarks.grid import ANSWER, FLOOR, LAYERS
-from benchmarks.servers import FRAMEWORKS, STYLES
+from benchmarks.servers import STYLES
 from benchmarks.styles import BODIES as APPS
 from benchmarks.styles import JOBS
-from benchmarks.svg import Bar, Line, bars, lines
 from benchmarks.targets import TARGETS
 
 Results = Mapping[str, Document]
@@ -43,8 +41,6 @@ NAMED = {
     "BaseHTTP": "BaseHTTPMiddleware",
     "no-op": "layers that do nothing",
 }
-# In `benchmarks.svg`; the others are found by their own names.
-COLOURS = {"one yield": "httpmw", "two yields": "two"}
 
 
 # ---------------------------------------------------------------------- looking up
@@ -95,17 +91,8 @@ def with_quartiles(figure: Mapping[str, float]) -> str:
     return f"{figure['median']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"
 
 
-def plot(name: str, words: str) -> str:
-    return f"![{words}](img/{name}.svg)"
-
-
 def counted(number: int) -> str:
     return f"{number} layer{'' if number == 1 else 's'}"
-
-
-def bar(style: str, figure: Mapping[str, float], label: str) -> Bar:
-    colour = COLOURS.get(style, style)
-    return Bar(NAMED[style], colour, figure["median"], label, figure.get("low"), figure.get("high"))
 
 
 # ---------------------------------------------------------------------- layers, by hand
@@ -122,7 +109,6 @@ def layers(results: Results) -> str:
     return part(
         results,
         "grid",
-        plot("layers", "Cost of the layers against hand-written ones, by number of layers"),
         (
             f"One layer with one yield adds {one:.1f} µs to a request, one with two yields "
             f"{two:.1f} µs, a hand-written one {asgi:.1f} µs.\n"
@@ -148,30 +134,12 @@ def layers(results: Results) -> str:
     )
 
 
-def draw_layers(results: Results) -> str:
-    styles = {"one yield": "one yield", "two yields": "two yields", "asgi": "hand-written"}
-    return lines(
-        "Cost of the layers, hand-written ones = 1",
-        "one message, stepped by hand, by number of layers",
-        [str(number) for number in LAYERS],
-        [
-            Line(
-                name,
-                COLOURS.get(style, style),
-                [times(by_hand(results, style, number)) for number in LAYERS],
-            )
-            for style, name in styles.items()
-        ],
-    )
-
-
 def chunks(results: Results) -> str:
     styles = ("raw bytes", "one yield", "two yields", "subclass", "when true")
     arms = [(number, body) for number in (1, 5) for body in BODIES]
     return part(
         results,
         "grid",
-        plot("chunks", "Cost of five layers, by body"),
         markdown(
             ["times hand-written", *(f"{counted(number)}, {body}" for number, body in arms)],
             [
@@ -180,18 +148,6 @@ def chunks(results: Results) -> str:
             ],
         ),
     )
-
-
-def draw_chunks(results: Results) -> str:
-    groups = {}
-    for body in BODIES:
-        found = {style: by_hand(results, style, 5, body) for style in ("one yield", "two yields")}
-        figures = {style: row["times"]["asgi"] for style, row in found.items()}
-        groups[body] = [
-            bar(style, figure, f"{figure['median']:.2f}x")
-            for style, figure in ({"asgi": {"median": 1.0}} | figures).items()
-        ]
-    return bars("Cost of five layers, hand-written ones = 1", "stepped by hand, by body", groups)
 
 
 # ---------------------------------------------------------------------- layers, under a loop
@@ -203,7 +159,6 @@ def loops(results: Results) -> str:
     return part(
         results,
         "grid",
-        plot("base-http", "Time that layers add to a request under asyncio"),
         (
             "Under asyncio, one layer of Starlette's `BaseHTTPMiddleware` adds "
             f"{times(one, 'one yield'):.0f} times what one of httpmw adds, and five layers add "
@@ -226,16 +181,6 @@ def loops(results: Results) -> str:
             ],
         ),
     )
-
-
-def draw_base_http(results: Results) -> str:
-    groups = {}
-    for number in (1, 5):
-        found = {s: in_loop(results, s, number, BODIES[0])["added"] for s in STYLES}
-        groups[counted(number)] = [
-            bar(style, figure, f"{figure['median']:.1f} µs") for style, figure in found.items()
-        ]
-    return bars("Time that layers add to a request", "µs, one message, under asyncio", groups)
 
 
 def jobs(results: Results) -> str:
@@ -309,7 +254,6 @@ def memory(results: Results) -> str:
     return part(
         results,
         "memory",
-        plot("memory", "Memory of an open event stream"),
         "What Python holds for one stream and layer, and how large the process is with all open:",
         markdown(
             head,
@@ -328,13 +272,6 @@ def memory(results: Results) -> str:
         ),
         f"Without middleware the process is {bare['stream']['MiB']:.0f} MiB large.",
     )
-
-
-def draw_memory(results: Results) -> str:
-    found = {s: row_of(results, "memory", style=s)["layer"]["bytes"] for s in STYLES}
-    group = [bar(style, {"median": size}, f"{size:,.0f} bytes") for style, size in found.items()]
-    unit = "bytes that Python holds for one stream and layer, of five layers"
-    return bars("Memory of an open event stream", unit, {"": group})
 
 
 def bodies(results: Results) -> str:
@@ -357,7 +294,6 @@ def bodies(results: Results) -> str:
     return part(
         results,
         "bodies",
-        plot("bodies", "CPU time of 64 MiB through five layers"),
         (
             f"Without middleware the download takes {down['ms']['median']:.1f} ms of CPU time and "
             f"{down['peak MiB']:.1f} MiB of memory, the upload {up['ms']['median']:.1f} ms and "
@@ -365,18 +301,6 @@ def bodies(results: Results) -> str:
         ),
         markdown(["", *(f"{what}, {counted(n)}" for what in whats for n in (1, 5))], table),
     )
-
-
-def draw_bodies(results: Results) -> str:
-    groups = {}
-    for direction, named in DIRECTIONS.items():
-        for way in WAYS:
-            arm = {"direction": direction, "way": way, "layers": 5}
-            found = [find(results["bodies"]["rows"], **arm, kind=kind) for kind in KINDS]
-            groups[f"{named}, {way}"] = [
-                bar(row["kind"], row["ms"], f"{row['ms']['median']:.1f} ms") for row in found if row
-            ]
-    return bars("CPU time of 64 MiB through five layers", "ms, in 1,024 chunks", groups)
 
 
 # ---------------------------------------------------------------------- servers
@@ -397,7 +321,6 @@ def served(results: Results, *, route: str) -> str:
     return part(
         results,
         "servers",
-        plot(route, f"Requests per second of the {route} route under five layers"),
         (
             "With Starlette and five layers of httpmw the server answers "
             f"{times(five, 'bare'):.2f} times the requests per second that it answers without "
@@ -424,22 +347,6 @@ def served(results: Results, *, route: str) -> str:
             ],
         ),
     )
-
-
-def draw_served(results: Results, *, route: str, what: str) -> str:
-    groups = {}
-    for framework in FRAMEWORKS:
-        arms = {"bare": 0} | dict.fromkeys(STYLES, 5)
-        found = {
-            style: row_of(
-                results, "servers", framework=framework, route=route, style=style, layers=number
-            )["per second"]
-            for style, number in arms.items()
-        }
-        groups[framework] = [
-            bar(style, figure, f"{figure['median']:,.0f}") for style, figure in found.items()
-        ]
-    return bars("Requests per second on uvicorn under five layers", what, groups)
 
 
 # ---------------------------------------------------------------------- the rest
@@ -509,26 +416,6 @@ def floor(results: Results) -> str:
     return markdown(["figure", "target", "httpmw", "", "floor", "", "measured by"], rows)
 
 
-def rules(results: Results) -> str:
-    """
-    Show what layers add to a request as on a server, and what single rules cost of that.
-    """
-    found = [row for row in results["rules"]["rows"] if "us" in row]
-    saved = [row for row in results["rules"]["rows"] if "us" not in row]
-    return part(
-        results,
-        "rules",
-        markdown(
-            ["", "µs added by 5 layers"],
-            [[NAMED[row["what"]], with_quartiles(row["us"])] for row in found],
-        ),
-        markdown(
-            ["rule of httpmw", "µs saved without it"],
-            [[row["what"], with_quartiles(row["saved us"])] for row in saved],
-        ),
-    )
-
-
 def dearest(results: Results) -> str:
     """
     Name the figures of the grid in which httpmw stands worst against code written by hand.
@@ -565,15 +452,5 @@ PARTS: dict[str, tuple[str, Part]] = {
     "budget": ("budget", budget),
     "targets": ("grid", targets),
     "floor": ("grid", floor),
-    "rules": ("rules", rules),
     "dearest": ("grid", dearest),
-}
-PLOTS: dict[str, tuple[str, Part]] = {
-    "layers": ("grid", draw_layers),
-    "chunks": ("grid", draw_chunks),
-    "base-http": ("grid", draw_base_http),
-    "memory": ("memory", draw_memory),
-    "bodies": ("bodies", draw_bodies),
-    "json": ("servers", partial(draw_served, route="json", what="a trivial JSON route")),
-    "heavy": ("servers", partial(draw_served, route="heavy", what="a route that works for 2 ms")),
 }

@@ -1,11 +1,10 @@
 """
-Make `docs/performance.md` and its plots out of the last runs: `python -m benchmarks.report`.
+Make `docs/performance.md` out of the last runs: `python -m benchmarks.report`.
 
 1. What the page needs of the last runs, in `.cache/benchmarks/`, becomes the summary in
    `benchmarks/results/`, which is kept with the code. A benchmark that was not run keeps its own.
-2. The plots in `docs/img/` and the parts of the page between `<!-- figures: NAME -->` and
-   `<!-- end -->` are made of the summary, and of nothing else: see `benchmarks.page`. The rest of
-   the page is prose without a figure in it.
+2. The parts of the page between `<!-- figures: NAME -->` and `<!-- end -->` are made of the
+   summary, and of nothing else: see `benchmarks.page`. The rest is prose without a figure in it.
 """
 
 from __future__ import annotations
@@ -13,15 +12,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from benchmarks.__main__ import NAMES
 from benchmarks.document import ROOT, RUNS, Document, Row, read, run_file, write
-from benchmarks.page import PARTS, PLOTS, Results
+from benchmarks.page import PARTS, Results
 from benchmarks.targets import TARGETS, table
 
 RESULTS = ROOT / "benchmarks" / "results"
-IMAGES = ROOT / "docs" / "img"
 PAGE = ROOT / "docs" / "performance.md"
 FIGURES = re.compile(r"(<!-- figures: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -90,26 +87,12 @@ def page(text: str, results: Results) -> str:
     return FIGURES.sub(figures, text)
 
 
-def plots(results: Results) -> dict[Path, str]:
-    """
-    Draw every plot whose figures are there.
-    """
-    return {
-        IMAGES / f"{name}.svg": draw(results)
-        for name, (needed, draw) in PLOTS.items()
-        if needed in results
-    }
-
-
 def main() -> int:
     collect()
     results = summary()
-    IMAGES.mkdir(exist_ok=True)
-    for file, drawing in plots(results).items():
-        file.write_text(drawing)
     PAGE.write_text(page(PAGE.read_text(), results))
     print(table(results, TARGETS)[1])
-    print(f"\n{PAGE.relative_to(ROOT)} and {IMAGES.relative_to(ROOT)} are made of this.")
+    print(f"\n{PAGE.relative_to(ROOT)} is made of this.")
     return 0
 
 

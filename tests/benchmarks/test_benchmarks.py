@@ -5,13 +5,10 @@ The benchmarks run, and their arms do the work that they claim to do; no time is
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import subprocess
 import sys
-from functools import partial
-from xml.etree import ElementTree as ET
 
 import anyio
 import pytest
@@ -27,7 +24,6 @@ from benchmarks import (
     jobs,
     memory,
     report,
-    rules,
     served,
     servers,
     targets,
@@ -46,9 +42,8 @@ from benchmarks.measure import (
     ratio,
     step,
 )
-from benchmarks.page import PARTS, PLOTS
+from benchmarks.page import PARTS
 from benchmarks.styles import ASIDE, BODIES, JOBS, STYLES, at_work, layered, receive, request_scope
-from benchmarks.svg import COLOURS, Bar, Line, bars, lines
 
 needs_uvloop = pytest.mark.skipif(UVLOOP is None, reason="uvloop is not installed")
 
@@ -212,8 +207,7 @@ def test_the_benchmarks_run_without_uvloop(tmp_path):
     code = f"""
 import sys
 sys.modules["uvloop"] = None
-from benchmarks import grid, rules
-assert rules.in_this_copy(2)["one yield"]
+from benchmarks import grid
 sys.exit(grid.main(["--quick", "--targets", "--json", {str(file)!r}]))
 """
 
@@ -301,7 +295,7 @@ def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         run_benchmarks(["nonsense"])
 
-    assert "nonsense: choose from jobs, grid, rules, stack, budget" in capsys.readouterr().err
+    assert "nonsense: choose from jobs, grid, stack, budget" in capsys.readouterr().err
 
 
 def test_a_run_leaves_its_figures(monkeypatch, tmp_path, capfd):
@@ -503,33 +497,6 @@ def test_an_import_is_what_comes_on_top():
     assert modules["httpmw"] > 5
 
 
-def test_every_rule_can_be_taken_out(tmp_path):
-    """
-    Its lines are found in the engine, once each, and what is left has its syntax.
-    """
-    trees = rules.copies(tmp_path)
-
-    assert {rules.AS_IT_IS, rules.ALL_TOGETHER, *(rule.says for rule in rules.RULES)} == set(trees)
-    for tree in trees.values():
-        for file in (rules.EXCHANGE, rules.TRAVEL):
-            compile((tree / "httpmw" / file).read_text(), file, "exec")
-
-
-def test_a_rule_costs_what_is_saved_without_it(capsys):
-    """
-    The layers of each style are measured, and a copy is held against httpmw of the same round.
-    """
-    assert 0 == rules.main(["--samples", "2"])
-    one = json.loads(capsys.readouterr().out)
-    less = {**one, "one yield": one["one yield"] - 2}
-
-    *styles, row = rules.rows({rules.AS_IT_IS: [one, one], "a rule": [less, less]})
-
-    assert set(rules.STYLES) == {each["what"] for each in styles}
-    assert {"what": "a rule", "saved us": {"median": 2.0, "low": 2.0, "high": 2.0}} == row
-    assert "a rule" in rules.table([*styles, row])
-
-
 # ---------------------------------------------------------------------- the page
 
 
@@ -541,18 +508,6 @@ def test_the_page_shows_the_summary():
 
     assert sorted(PARTS) == sorted(match["name"] for match in report.FIGURES.finditer(text))
     assert text == report.page(text, report.summary())
-
-
-def test_the_plots_show_the_summary():
-    """
-    Every plot is made of the figures in `benchmarks/results/`, and is on the page.
-    """
-    text = report.PAGE.read_text()
-    drawings = report.plots(report.summary())
-
-    assert set(PLOTS) == {file.stem for file in drawings}
-    assert all(file.read_text() == drawing for file, drawing in drawings.items())
-    assert all(f"(img/{file.name})" in text for file in drawings)
 
 
 def test_prose_of_the_page_claims_no_figure():
@@ -599,25 +554,3 @@ def test_the_machine_is_described_by_its_cores():
 
     assert {"date", "python", "versions", "machine"} == set(about)
     assert re.fullmatch(r"\d+ cores", about["machine"])
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        partial(bars, groups={"a & b": [Bar("x", "asgi", 2.0, "2 µs", 1.0, 3.0)], "": []}),
-        partial(lines, places=["1", "2"], of_lines=[Line("x", "asgi", [1.0, 2.0])]),
-    ],
-)
-def test_a_plot_is_readable_on_light_and_dark(draw):
-    """
-    A plot is well-formed, names what it shows, and has every colour for both schemes.
-    """
-    text = draw("a < b", "µs")
-    root = ET.fromstring(text)  # noqa: S314 - our own
-
-    words = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
-    light, dark = text.split("prefers-color-scheme: dark")
-    assert words[0] == "a < b"
-    assert any(word.startswith("x") for word in words)
-    assert all(f".{name} {{ fill:" in part for name in COLOURS for part in (light, dark))
-    assert all(f"{kind} {{ fill:" in part for kind in (".ground", "text") for part in (light, dark))
