@@ -6,6 +6,8 @@ VENV ?= .venv
 PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
+# Packages whose suites `make third-party` runs.
+THIRD_PARTY ?= starlette-context slowapi cashews piccolo_api prometheus-fastapi-instrumentator starlette-admin mcp-context-forge
 
 BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
@@ -75,11 +77,11 @@ compare-ready: $(VENV)-ready/ready.group ## put into docs/ready/ what these laye
 transparency: $(VENV)/test.group ## put into docs/comparison.md what middleware changes unasked
 	$(BIN)/python tools/transparency.py $(ARGS)
 
-upstream: $(VENV)/test.group ## run the tests of Starlette and FastAPI with layers around every app
-	$(BIN)/python tools/upstream.py .cache/suites $(ARGS)
+upstream: $(VENV)/test.group ## run the tests of Starlette and FastAPI with layers around every app, and those of BaseHTTPMiddleware on the drop-in
+	$(BIN)/python tools/upstream.py .cache/suites --only starlette fastapi base-patched base-replaced $(ARGS)
 
 third-party: $(VENV)/test.group ## run suites of others under patch_starlette(); COPIES=folder of them
-	$(BIN)/python tools/third_party.py .cache/suites $(COPIES) $(ARGS)
+	$(BIN)/python tools/upstream.py .cache/suites --copies $(COPIES) --only $(THIRD_PARTY) $(ARGS)
 
 handshakes: $(VENV)/servers.group ## put into docs/websocket-servers.md what six servers do; takes minutes
 	$(BIN)/python -m tools.handshakes $(ARGS)

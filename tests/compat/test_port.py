@@ -2,7 +2,7 @@
 What Starlette tests of its own `BaseHTTPMiddleware`, asked of the drop-in.
 
 Where Starlette pins what it does to frames and exceptions, the better answer is asked for: frames
-and exceptions arrive as the app made them. `tools/upstream_base.py` runs the original.
+and exceptions arrive as the app made them. `make upstream` runs the original.
 """
 
 from __future__ import annotations

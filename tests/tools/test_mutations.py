@@ -35,7 +35,7 @@ def test_mutation_that_is_out_of_date_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_there_are_enough_mutations() -> None:
     """At least thirty, in all parts of the engine that decide something."""
     assert len(MUTATIONS) >= 30
-    assert len({mutation.file for mutation in MUTATIONS}) == 12
+    assert len({mutation.file for mutation in MUTATIONS}) >= 12
 
 
 async def test_failure_of_a_transform_that_the_app_swallows(fused: bool) -> None:
