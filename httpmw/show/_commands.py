@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from typing import Any, Final
 
 _EXIT_WARNINGS: Final = 1
@@ -14,7 +15,7 @@ _SHOW_EPILOG: Final = """
 exit codes:
   0  it was shown
   1  with --check: there is a warning
-  2  the command line is wrong, or there is no such application
+  2  the command line is wrong, there is no such application, or a layer cannot be made
 """
 
 
@@ -33,6 +34,13 @@ def add_show(commands: Any) -> None:
     _add_application(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--check", action="store_true", help="exit with 1 when there is a warning")
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="leave out warnings of this code, such as http-only-gate, that you have looked at",
+    )
     parser.set_defaults(command=_show, interrupted="interrupted")
 
 
@@ -164,13 +172,22 @@ def _loaded(options: argparse.Namespace) -> Any:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from ._load import LoadError  # noqa: PLC0415 - see above
+    from ._load import LoadError, traced  # noqa: PLC0415 - see above
+    from ._model import CODES  # noqa: PLC0415 - see above
     from ._tree import tree  # noqa: PLC0415 - see above
 
     try:
-        found = tree(_loaded(options))
+        if unknown := set(options.ignore).difference(CODES):
+            raise LoadError(f"--ignore takes one of {', '.join(CODES)}, not {min(unknown)!r}")
+        app = _loaded(options)
+        try:
+            found = tree(app)
+        except Exception as exc:
+            raise LoadError(f"{traced(exc)}\na layer could not be made") from exc
     except LoadError as exc:
         print(exc, file=sys.stderr)
         return _EXIT_USAGE
+    kept = [each for each in found.warnings if each.code not in options.ignore]
+    found = replace(found, warnings=tuple(kept))
     print(json.dumps(found.as_json(), indent=2) if options.json else found)
     return _EXIT_WARNINGS if options.check and found.warnings else 0

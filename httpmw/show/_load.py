@@ -67,12 +67,17 @@ def _imported(module_name: str) -> Any:
                 f"there is no module {module_name!r}; is this the folder to import it from? "
                 "Else name that with --app-dir."
             ) from None
-        trace = "".join(traceback.format_exception(exc.with_traceback(_below(exc))))
-        raise LoadError(f"{trace}\n{module_name!r} could not be imported") from exc
+        raise LoadError(f"{traced(exc)}\n{module_name!r} could not be imported") from exc
+
+
+def traced(exc: BaseException) -> str:
+    """
+    Write an exception down as Python does, without the frames of this file and of the import.
+    """
+    return "".join(traceback.format_exception(exc.with_traceback(_below(exc))))
 
 
 def _below(exc: BaseException) -> Any:
-    # Without the frames of this file and of the import system.
     trace = exc.__traceback__
     while trace is not None and trace.tb_next is not None:
         file = trace.tb_frame.f_code.co_filename
@@ -102,8 +107,7 @@ def _made(factory: Any, name: str) -> Any:
     try:
         made = factory()
     except Exception as exc:
-        trace = "".join(traceback.format_exception(exc.with_traceback(_below(exc))))
-        raise LoadError(f"{trace}\n{name!r} could not make its application") from exc
+        raise LoadError(f"{traced(exc)}\n{name!r} could not make its application") from exc
     return _checked(made, name)
 
 

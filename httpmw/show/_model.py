@@ -121,14 +121,20 @@ class Node:
         return written
 
 
+# What is open comes first, what is only slow last.
+CODES: Final = (
+    "http-only-gate", "cors-inside", "compression-outside-etag", "order", "split-run", "base-http",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Remark:
     """
     One warning about an application.
 
     Attributes:
-        code: Which rule: "base-http", "split-run", "cors-inside", "compression-outside-etag",
-            "http-only-gate" or "order".
+        code: Which rule, from the worst on: "http-only-gate", "cors-inside",
+            "compression-outside-etag", "order", "split-run" or "base-http".
         layer: The name of the layer that it is about.
         where: Where that was defined.
         message: What is wrong, and what comes of it.
@@ -183,6 +189,9 @@ class Tree:
 def _drawn(tree: Tree) -> Iterator[str]:
     # The outermost layer first, and the warnings below the tree.
     yield from _lines(tree.root, "", is_root=True)
+    fused = any(each.run is not None for each in tree.root.walk())
+    bracket = "; layers in a bracket are one adapter" * fused
+    yield from ("", f"A request goes down, its response up{bracket}.")
     number = len(tree.warnings)
     yield from ("", f"{number or 'no'} warning{'s' * (number != 1)}")
     for each in tree.warnings:

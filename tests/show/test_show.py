@@ -21,7 +21,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -117,6 +117,47 @@ class PlainGate:
             await PlainTextResponse("members only", 403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+
+class ReturningGate(PlainGate):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if not scope["headers"]:
+            return await PlainTextResponse("members only", 403)(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+class AskingGate(PlainGate):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["headers"]:
+            return await self.refuse(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("members only", 403)(scope, receive, send)
+
+
+def refusal() -> Response:
+    return PlainTextResponse("members only", 403)
+
+
+async def asks_a_function(request: Any, call_next: Any) -> Response:
+    if "x-member" not in request.headers:
+        return refusal()
+    return await call_next(request)
+
+
+async def sends_to_login(request: Any, call_next: Any) -> Response:
+    if "x-member" not in request.headers:
+        return RedirectResponse("/login")
+    return await call_next(request)
+
+
+async def lets_preflights_pass(request: Any, call_next: Any) -> Response:
+    if request.method != "OPTIONS" and "x-member" not in request.headers:
+        return refusal()
+    return await call_next(request)
 
 
 class WholeGate(PlainGate):
@@ -487,8 +528,12 @@ def test_compression_of_ours_knows_of_tags() -> None:
         Middleware(HTTPMiddleware, dispatch=raising),
         Middleware(BaseGate),
         Middleware(PlainGate),
+        Middleware(ReturningGate),
+        Middleware(AskingGate),
+        Middleware(BaseHTTPMiddleware, dispatch=asks_a_function),
+        Middleware(BaseHTTPMiddleware, dispatch=sends_to_login),
     ],
-    ids=["yields", "raises", "call_next", "asgi"],
+    ids=["yields", "raises", "call_next", "asgi", "returns", "method", "function", "login"],
 )
 def test_a_gate_that_does_not_see_websockets(gate: Middleware) -> None:
     """What refuses requests before WebSocket routes without seeing handshakes is named."""
@@ -502,6 +547,46 @@ def test_a_gate_that_does_not_see_websockets(gate: Middleware) -> None:
     assert len(found) == 1
     assert "/in/chat" in found[0].message
     assert "http-only-gate" not in codes(Starlette(routes=[Route("/", ok)], middleware=[gate]))
+
+
+def test_a_gate_in_the_call_next_style_is_converted_first() -> None:
+    """The drop-in is HTTP only: `websocket=True` is no remedy before it is converted."""
+    gate = Middleware(compat.BaseHTTPMiddleware, dispatch=asks_a_function)
+    app = Starlette(routes=[WebSocketRoute("/chat", chat)], middleware=[gate])
+    (warning,) = tree(app).warnings
+
+    assert warning.code == "http-only-gate"
+    assert warning.remedy.startswith("Run `httpmw migrate --write`")
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "number"), [(asks_a_function, 1), (lets_preflights_pass, 0), (None, 0)]
+)
+def test_cors_inside_of_a_gate(dispatch: Any, number: int) -> None:
+    """A gate outside of CORS refuses preflights, unless it speaks of `OPTIONS`."""
+    cors = Middleware(CORSMiddleware, allow_origins=["*"])
+    gate = Middleware(Base) if dispatch is None else Middleware(BaseHTTPMiddleware, dispatch)
+    orders = ([gate, cors], [cors, gate])
+    found = [tree(Starlette(middleware=each)).warnings for each in orders]
+
+    told = [sum("preflight" in each.message for each in warnings) for warnings in found]
+    assert told == [number, 0]
+
+
+def test_cors_inside_of_cors() -> None:
+    """Where CORS stands around the application, nothing is said of another one in it."""
+    inner = Starlette(middleware=[Middleware(CORSMiddleware, allow_origins=["*"])])
+
+    assert codes(CORSMiddleware(inner, allow_origins=["*"])) == []
+
+
+def test_what_is_open_is_told_first() -> None:
+    """Warnings come by what is the worst, whatever the order of the layers."""
+    app = Starlette(
+        routes=[WebSocketRoute("/chat", chat)], middleware=[Middleware(Base), Middleware(PlainGate)]
+    )
+
+    assert codes(app) == ["http-only-gate", "base-http"]
 
 
 @pytest.mark.parametrize(
@@ -555,9 +640,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an application in `shown_app.py`, which is the current one."""
     (tmp_path / "shown_app.py").write_text(APP)
     (tmp_path / "shown_broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "shown_layer.py").write_text(f"{APP}\napp.add_middleware(CORSMiddleware, no=1)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("shown_app", "shown_broken"):
+    for name in ("shown_app", "shown_broken", "shown_layer"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -598,9 +684,18 @@ def test_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [each["code"] for each in written["warnings"]] == ["cors-inside"]
 
 
+def test_ignore(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--ignore` leaves warnings of a code out, for `--check` too; another code is refused."""
+    assert main(["show", "shown_app", "--check", "--ignore", "cors-inside"]) == 0
+    assert "no warnings" in capsys.readouterr().out
+    assert main(["show", "shown_app", "--ignore", "cors"]) == 2
+    assert "cors-inside" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
+        ("shown_layer:app", "a layer could not be made"),
         ("shown_nothing:app", "--app-dir"),
         ("shown_app:nope", "ASGI apps in it: app"),
         ("shown_app:make", "--factory"),
