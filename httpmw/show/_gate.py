@@ -121,9 +121,9 @@ def _answers(tree: ast.AST, node: Node) -> Iterator[Any]:
             if isinstance(each, ast.Yield) and each.value is not None:
                 yield each
         elif node.style == "asgi":
-            if isinstance(each, ast.Assign):
-                yield each
-            elif isinstance(each, (ast.Expr, ast.Return)) and isinstance(each.value, ast.Await):
+            if isinstance(each, ast.Assign) or (
+                isinstance(each, (ast.Expr, ast.Return)) and isinstance(each.value, ast.Await)
+            ):
                 yield each
         elif isinstance(each, ast.Return) and each.value is not None:
             yield each
