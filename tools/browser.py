@@ -27,6 +27,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
@@ -38,7 +39,10 @@ from httpmw.middleware import (
     CompressionMiddleware,
     CrossOriginProtectionMiddleware,
     ETagMiddleware,
+    ProblemDetailsMiddleware,
     SecurityHeadersMiddleware,
+    ServerTimingMiddleware,
+    timing,
 )
 
 PATIENCE = 60  # seconds for one page
@@ -151,6 +155,32 @@ CODED = """
 })()
 """ % json.dumps(CODINGS)  # noqa: UP031 - braces of another language
 
+# -- times -----------------------------------------------------------------------------------
+
+TIMED = """
+addEventListener('load', () => setTimeout(async () => {
+  await (await fetch('/timed/fails')).text();
+  await new Promise((done) => setTimeout(done, 100));
+  const read = (entry) => entry.serverTiming.map((each) => [each.name, each.description]);
+  const page = performance.getEntriesByType('navigation')[0];
+  const failed = performance.getEntriesByType('resource').find((x) => x.name.endsWith('fails'));
+  const times = page.serverTiming.every((each) => each.duration >= 0);
+  report({page: read(page), failed: read(failed), times});
+}, 0))
+"""
+
+
+async def timed(request: Request) -> Response:
+    with timing(request).measure("db", 'the "big" one; of two, \\'):
+        pass
+    shown: Response = await page(TIMED)(request)
+    return shown
+
+
+async def fails(request: Request) -> Response:
+    raise HTTPException(500)
+
+
 # -- origins ---------------------------------------------------------------------------------
 
 
@@ -230,6 +260,17 @@ app = Starlette(
                 middleware=[
                     Middleware(SecurityHeadersMiddleware, csp_nonce=True),
                     Middleware(ETagMiddleware),
+                ],
+            ),
+        ),
+        Mount(
+            "/timed",
+            Starlette(
+                routes=[Route("/", timed), Route("/fails", fails)],
+                middleware=[
+                    Middleware(ServerTimingMiddleware, enabled=True, layers=True),
+                    Middleware(ProblemDetailsMiddleware),
+                    Middleware(SecurityHeadersMiddleware, csp=False),
                 ],
             ),
         ),
@@ -335,6 +376,13 @@ async def run(chromium: str, folder: Path) -> bool:
     right.append(
         check("so after a 304", (seen[1], statuses("/nonced/")), ({"own": "1"}, [200, 304]))
     )
+
+    layers = [["ProblemDetailsMiddleware", ""], ["SecurityHeadersMiddleware", ""]]
+    seen = await browser.ask(f"{local}/timed/")
+    page_times = [["total", ""], *layers, ["db", 'the "big" one; of two, \\']]
+    right.append(check("times of a page, and of its layers", seen["page"], page_times))
+    right.append(check("times of a 500", seen["failed"], [["total", ""], *layers]))
+    right.append(check("each has a duration", str(seen["times"]), "True"))
 
     seen = await browser.ask(f"{local}/codings")
     for coding in CODINGS:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -11,8 +13,11 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
 from httpmw import _errors
-from httpmw._adapter import Flow, Predicate
-from httpmw._connection import Connection
+from httpmw._adapter import Flow, HTTPMiddleware, Predicate
+from httpmw._connection import Connection, Received
+from httpmw._drive import Driven
+from httpmw._exchange import Function
+from httpmw._order import inward
 
 from ._ready import Exclude, Ready, view_of
 
@@ -98,6 +103,9 @@ class ServerTimingMiddleware(Ready):
         total: The name of the time from the request to the response start; None: it is not sent.
         allow_origin: The value of `Timing-Allow-Origin`, for pages of other origins; None: none.
         process_time: Whether `x-process-time` is sent as well, in seconds.
+        layers: Whether the own time of each layer of httpmw further in is sent as well, under the
+            name of its class or function: from the request to the response start, without what
+            is further in, and without waiting for the body of the response.
         when: As in `HTTPMiddleware`.
         exclude: Paths for which it is not there, or a predicate.
         websocket: As in `HTTPMiddleware`; by default False.
@@ -116,13 +124,14 @@ class ServerTimingMiddleware(Ready):
         total: str | None = "total",
         allow_origin: str | None = None,
         process_time: bool = False,
+        layers: bool = False,
         when: Predicate | None = None,
         exclude: Exclude = (),
         websocket: bool | None = None,
     ) -> None:
         if not isinstance(enabled, bool | None):
             self._check_callables(enabled=enabled)
-        self._check_flags(process_time=process_time)
+        self._check_flags(process_time=process_time, layers=layers)
         if total is not None and not _is_name(total):
             raise self._bad("total", total, "the name of a metric, or None")
         if allow_origin is not None and not _is_printable(allow_origin):
@@ -133,6 +142,13 @@ class ServerTimingMiddleware(Ready):
         self._total = total
         self._allow_origin = allow_origin
         self._process_time = process_time
+        if layers:
+            # Neighbours are run by this layer, and others by the outermost of their own.
+            for layer in (self, *inward(self)):
+                if isinstance(layer, HTTPMiddleware) and "_httpmw" in vars(layer):
+                    functions, inner, handshakes = layer._httpmw  # noqa: SLF001 - one unit
+                    timed = tuple(map(_measured, functions))
+                    layer._httpmw = timed, inner, handshakes  # noqa: SLF001
 
     async def dispatch(self, conn: Connection[Any], /) -> Flow:
         """
@@ -150,6 +166,88 @@ class ServerTimingMiddleware(Ready):
             response.headers.setdefault("timing-allow-origin", self._allow_origin)
         if self._process_time:
             response.headers["x-process-time"] = f"{took:.6f}"
+
+
+# ---------------------------------------------------------------------- the layers
+
+
+def _measured(layer: tuple[Any, Function, Function | None]) -> tuple[Any, Function, Any]:
+    """
+    Put what measures around the flows of a layer further in.
+    """
+    make, function, when = layer
+    owner = getattr(function, "__self__", None)
+    is_ours = isinstance(owner, ServerTimingMiddleware) or isinstance(function, _Measured)
+    # A dispatch function with `call_next` is no flow.
+    if is_ours or make is not Received:
+        return layer
+    named = owner if isinstance(owner, HTTPMiddleware) else None
+    name = getattr(function, "__name__", "layer") if named is None else type(named).__name__
+    return make, _Measured(function, name if _is_name(name) else "layer"), when
+
+
+class _Measured:
+    """
+    A middleware function whose flows are measured where somebody asks for it.
+    """
+
+    def __init__(self, function: Function, name: str) -> None:
+        self._function = function
+        self._name = name
+
+    def __call__(self, conn: Connection[Any]) -> Any:
+        flow = self._function(conn)
+        found = (view_of(conn).get("state") or {}).get(_KEY)
+        if flow is None or not isinstance(found, ServerTiming):
+            return flow
+        return _MeasuredFlow(flow, functools.partial(found.add, self._name))
+
+
+class _MeasuredFlow:
+    """
+    A flow of the engine's, with its methods, and how long its steps take.
+    """
+
+    def __init__(self, flow: Any, add: Callable[[float], None]) -> None:
+        self._flow = flow
+        self._add = add
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._flow, name)
+
+    def asend(self, value: Any) -> Any:
+        return self._step(self._flow.asend(value))
+
+    def athrow(self, *exc: Any) -> Any:
+        return self._step(self._flow.athrow(*exc))
+
+    def aclose(self) -> Any:
+        return self._flow.aclose()
+
+    @types.coroutine
+    def _step(self, step: Any) -> Generator[Any, Any, Any]:
+        # As `yield from`, but for the time in which it waits for a message of the app's.
+        call, argument = step.send, None
+        spent, since = 0.0, time.perf_counter()
+        try:
+            while True:
+                try:
+                    awaited = call(argument)
+                except StopIteration as stop:
+                    value = stop.value
+                    # Delegation: the other function is a part of this one.
+                    return _MeasuredFlow(value, self._add) if hasattr(value, "asend") else value
+                if isinstance(awaited, Driven):
+                    spent += time.perf_counter() - since
+                try:
+                    call, argument = step.send, (yield awaited)
+                except BaseException as exc:
+                    call, argument = step.throw, exc
+                if isinstance(awaited, Driven):
+                    since = time.perf_counter()
+        finally:
+            argument = None  # it may hold this frame
+            self._add(spent + time.perf_counter() - since)
 
 
 def timing(conn: HTTPConnection[Any]) -> ServerTiming:

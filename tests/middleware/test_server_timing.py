@@ -6,6 +6,8 @@ import re
 import threading
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from fastapi import FastAPI, Request
 from starlette.applications import Starlette
@@ -13,11 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
-from httpmw.middleware import ServerTiming, ServerTimingMiddleware, timing
+from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw.middleware import (
+    SecurityHeadersMiddleware,
+    ServerTiming,
+    ServerTimingMiddleware,
+    timing,
+)
 from httpmw.testing import run
 from httpmw.testing.driving._socket import SocketServer
-from tests.harness import Chunks, request
+from tests.harness import Chunks, PassThrough, body, request, start
 
 ok = PlainTextResponse("ok")
 
@@ -227,3 +236,106 @@ def test_options_are_checked(options: Any, words: str) -> None:
         ServerTimingMiddleware(ok, **options)
 
     assert f"ServerTimingMiddleware({name}=" in str(caught.value)
+
+
+# -- the layers ------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes where it is said."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("httpmw.middleware._server_timing.time", clock)
+    return clock
+
+
+async def layered(app: Any, *functions: Any, fused: bool) -> Any:
+    for function in reversed(functions):
+        app = HTTPMiddleware(app if fused else PassThrough(app), dispatch=function)
+    app = app if fused else PassThrough(app)
+    return await request(ServerTimingMiddleware(app, enabled=True, layers=True))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+async def test_own_time_of_layers(clock: Clock, *, fused: bool, anyio_backend: str) -> None:
+    """Each layer has what passes in its own code, and in what that awaits, but for the app."""
+
+    async def outer(conn: Connection) -> Flow:
+        clock.now += 1
+        await anyio.lowlevel.checkpoint()
+        yield
+        clock.now += 2
+
+    async def inner(conn: Connection) -> Flow:
+        clock.now += 4
+        response = yield
+        await response.read()
+        clock.now += 8
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        clock.now += 16
+        await send(start())
+        clock.now += 32
+        await send(body(b"ok"))
+
+    server = await layered(app, outer, inner, fused=fused)
+
+    assert {name: took for name, (took, _) in metrics(server).items()} == {
+        "total": 63_000.0,
+        "outer": 3_000.0,
+        "inner": 12_000.0,
+    }
+
+
+@pytest.mark.parametrize("fused", [True, False])
+async def test_a_layer_is_named_after_its_class(*, fused: bool, anyio_backend: str) -> None:
+    """What is ready to import has the name of its class."""
+    layer: Any = SecurityHeadersMiddleware(ok)
+    app = ServerTimingMiddleware(layer if fused else PassThrough(layer), enabled=True, layers=True)
+
+    assert [*metrics(await request(app))] == ["total", "SecurityHeadersMiddleware"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+async def test_measured_layers_do_what_they_did(*, fused: bool, anyio_backend: str) -> None:
+    """Delegation, an exception of the app that is answered, and a replacement work as before."""
+
+    async def header(conn: Connection) -> Flow:
+        response = yield
+        response.headers["x-delegated"] = "yes"
+
+    async def delegating(conn: Connection) -> Flow:
+        response = yield header(conn)
+        response.headers["x-after"] = "yes"
+
+    async def catching(conn: Connection) -> Flow:
+        try:
+            yield
+        except KeyError:
+            yield PlainTextResponse("caught", 418)
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        raise KeyError
+
+    server = await layered(failing, delegating, catching, fused=fused)
+
+    assert (server.status, server.body) == (418, b"caught")
+    assert (server.headers["x-delegated"], server.headers["x-after"]) == ("yes", "yes")
+    assert [*metrics(server)] == ["total", "delegating", "catching"]
+
+
+async def test_layers_are_not_measured_where_it_is_not_enabled(anyio_backend: str) -> None:
+    """Without the header nothing is measured, and the layers are there."""
+    layer = SecurityHeadersMiddleware(ok)
+    server = await request(ServerTimingMiddleware(layer, enabled=False, layers=True))
+
+    assert "server-timing" not in server.headers
+    assert "content-security-policy" in server.headers
