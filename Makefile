@@ -6,6 +6,8 @@ VENV ?= .venv
 PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
+# How long `make proof` takes.
+MINUTES ?= 10
 # Packages whose suites `make third-party` runs.
 THIRD_PARTY ?= starlette-context slowapi cashews piccolo_api prometheus-fastapi-instrumentator starlette-admin mcp-context-forge
 
@@ -13,7 +15,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-handshakes bench-ready compare-ready \
-	transparency upstream third-party servers handshakes load soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
+	transparency upstream third-party servers handshakes load proof soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
 	pythons pyodide show-apps inspector-load answers browser proxies clean
 
 help: ## show this list
@@ -103,6 +105,9 @@ migrate-suites: $(VENV)/test.group ## run suites of others before and after the 
 
 load: $(VENV)/test.group ## ask a real server for half an hour; ARGS="--minutes 1 --server granian"
 	$(BIN)/python tools/load.py $(ARGS)
+
+proof: $(VENV)/test.group ## run every proof for its share of MINUTES; ARGS=--keep puts it into docs/proof.md
+	$(BIN)/python -m tools.proof --minutes $(MINUTES) $(ARGS)
 
 soak: $(VENV)/test.group ## run millions of random schedules; goes on where it was stopped
 	$(BIN)/python -m tools.soak $(ARGS)
