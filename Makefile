@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-handshakes bench-ready compare-ready \
-	transparency upstream third-party servers handshakes load proof soak attack mutate differential framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
+	transparency upstream third-party servers handshakes load proof soak attack mutate framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
 	pythons pyodide show-apps inspector-load answers browser proxies clean
 
 help: ## show this list
@@ -114,9 +114,6 @@ soak: $(VENV)/test.group ## run millions of random schedules; goes on where it w
 
 mutate: $(VENV)/test.group ## plant faults in the engine and see what notices; ARGS="--only gate"
 	$(BIN)/python -m tools.mutate $(ARGS)
-
-differential: $(VENV)/test.group ## compare 100,000 random requests with and without empty layers
-	$(BIN)/python -m tools.differential $(ARGS)
 
 instrumented: $(VENV)-instrumented/instrumented.group ## edit layers under real instrumentation; ARGS="sentry ddtrace"
 	$(VENV)-instrumented/bin/python -m tools.instrumented $(ARGS)

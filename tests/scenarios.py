@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ from httpmw import (
     ResponseTooLarge,
 )
 from httpmw.testing import ASGIViolation, World
+from tests import harness
 from tests.harness import Chunks, PassThrough, body, start
 
 Function = Callable[[Connection], Any]
@@ -1156,3 +1157,39 @@ async def twins(world: World) -> None:
         names = plan.names
         twin._forget()
     assert seen[0] == seen[1], names
+
+
+async def unseen(
+    world: World, *, layers: Sequence[Function] = (harness.passing, harness.waiting)
+) -> None:
+    """
+    Run a random app without a layer and inside of some *layers*: nobody can tell the difference.
+
+    Equal are the messages that the server gets, to the last key, what is raised, and what the app
+    has seen. An app that returns without a response is a `NoResponseError` inside of a layer.
+    """
+    seed = world.random.getrandbits(32)
+    fused = world.random.random() < 0.5
+    some = world.random.choices(layers, k=world.random.choice((1, 2, 3)))
+    conditions = world.conditions
+    fault = conditions.fault
+    if fault is not None and (fault.kind, fault.place) not in COMPARABLE:
+        conditions = replace(conditions, fault=None)
+    seen = []
+    for functions in ([], some):
+        twin = World(conditions, seed=seed)
+        plan = Plan(twin)
+        plan.chunks = some_chunks(plan)
+        plan.request = b"".join(plan.chunks)
+        inner = app.draw(plan)(plan)
+        if plan.concurrent:
+            return  # a layer takes what siblings send one by one
+        plan.model = None
+        plan.expect.add(NoResponseError)
+        await run(plan, harness.stack(twin.app(inner), *functions, fused=fused))
+        seen.append((twin.server.sent, twin.raised, plan.log))
+        twin._forget()
+    (sent, raised, log), (sent_inside, raised_inside, log_inside) = seen
+    assert (sent, log) == (sent_inside, log_inside), plan.names
+    silent = not sent and raised is None and isinstance(raised_inside, NoResponseError)
+    assert silent or type(raised) is type(raised_inside), plan.names

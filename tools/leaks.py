@@ -39,6 +39,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw.testing import Server
 from tests.harness import Chunks, PassThrough, passing, waiting
 
 STEP = 10_000  # requests between two looks
@@ -258,60 +259,15 @@ APPS: list[ASGIApp] = [
 # ---------------------------------------------------------------------- requests
 
 
-class Client:
-    """A server and its client, for one request."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.raises = rng.random() < 0.5
-        self.leaves_after = rng.choice((0, 1, 2, 3, *(1000,) * 6))
-        self.cancelled_at = rng.choice((1, 2, 4, *(0,) * 12))
-        self.sent = 0
-        self.over = False
-        self.changed = anyio.Event()
-        self.left: list[Message] = [
-            {"type": "http.request", "body": b"abc", "more_body": True},
-            {"type": "http.request", "body": b"def", "more_body": False},
-        ]
-        self.scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4" if self.raises else "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": "/",
-            "raw_path": b"/",
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(b"host", b"testserver")],
-            "client": ("testclient", 50000),
-            "server": ("testserver", 80),
-            "state": {},
-            "extensions": {},
-        }
+class Client(Server):
+    """A server and its client, for one request; nobody waits for ever."""
 
     async def receive(self) -> Message:
         """Give the body, then wait for the end."""
-        if self.left and not self.over:
-            return self.left.pop(0)
-        if self.leaves_after < 1000:
-            self.over = True
-        if not self.over:
-            with anyio.move_on_after(0.001):  # nobody waits for ever
-                await self.changed.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        """Take a message."""
-        self.sent += 1
-        if self.sent > self.leaves_after:
-            self.over = True
-            self.changed.set()
-            if self.raises:
-                raise OSError("gone")
-            return
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            self.over = True
-            self.changed.set()
+        if not (self.complete or self.left or self.receives < 2):
+            await anyio.sleep(0.001)
+            self.disconnect()
+        return await super().receive()
 
 
 def applications(rng: random.Random, count: int) -> list[ASGIApp]:
@@ -329,20 +285,23 @@ def applications(rng: random.Random, count: int) -> list[ASGIApp]:
 
 async def serve(app: ASGIApp, rng: random.Random, outcomes: Counter[str]) -> None:
     """Send one request to *app*."""
-    client = Client(rng)
+    client = Client(
+        method="POST",
+        body=(b"abc", b"def"),
+        spec=rng.choice(("2.3", "2.4")),
+        leaves_after=rng.choice((0, 1, 2, 3, *(None,) * 6)),
+    )
+    cancelled_at = rng.choice((1, 2, 4, *(0,) * 12))
     outcome = "returned"
     with anyio.CancelScope() as scope:
-        if client.cancelled_at:
-            send = client.send
 
-            async def cancelling(message: Message) -> None:
-                if client.sent + 1 == client.cancelled_at:
-                    scope.cancel()
-                await send(message)
+        async def send(message: Message) -> None:
+            if len(client.sent) + 1 == cancelled_at:
+                scope.cancel()
+            await client.send(message)
 
-            client.send = cancelling  # type: ignore[method-assign]
         try:
-            await app(client.scope, client.receive, client.send)
+            await app(client.scope, client.receive, send if cancelled_at else client.send)
         except Exception as error:  # noqa: BLE001 - a server logs it
             outcome = type(error).__name__
     if scope.cancelled_caught:

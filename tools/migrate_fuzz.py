@@ -6,14 +6,12 @@ Convert generated `call_next` middleware, and run old and new version in pairs.
 A middleware is made of what real ones are made of: branches, early answers, `try`, `with`, loops,
 edits of the request and the response, bodies that are read or wrapped, exceptions, helpers.
 With `--variables` each one sets a context variable around its call.
-Every difference that is not a listed improvement is shrunk and printed; then the exit status is 1.
+Every difference that is not a listed improvement is printed, and the exit status is 1 then.
 """
 
 import argparse
-import ast
 import asyncio
 import random
-import re
 import sys
 import time
 from collections import Counter
@@ -723,72 +721,6 @@ def check(text: str, loop: asyncio.AbstractEventLoop, matrix: Matrix = QUICK) ->
     return Result(verdicts, codes)
 
 
-def shrink(text: str, is_wrong: Callable[[str], bool]) -> str:
-    """
-    Take statements away as long as *is_wrong* holds.
-    """
-    best = ast.unparse(ast.parse(text))
-    if not is_wrong(best):
-        return text
-    free = _free_names(best)
-    again = True
-    while again:
-        again = False
-        for candidate in _smaller(best):
-            if is_wrong(candidate) and _free_names(candidate) <= free:
-                best, again = candidate, True
-                break
-    return best
-
-
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-def _smaller(text: str) -> Iterator[str]:
-    count = sum(1 for _ in _places(ast.parse(text)))
-    for index in range(count):
-        for inline in (False, True):
-            tree = ast.parse(text)
-            body, at = list(_places(tree))[index]
-            inner = getattr(body[at], "body", None)
-            if inline and (not inner or isinstance(body[at], _DEFINITIONS)):
-                continue
-            body[at : at + 1] = inner if inline else []
-            if not body:
-                body.append(ast.Pass())
-            smaller = ast.unparse(ast.fix_missing_locations(tree))
-            if len(smaller) < len(text):
-                yield smaller
-
-
-def _free_names(text: str) -> set[str]:
-    names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
-    return {each.id for each in names} - {
-        each.id for each in names if isinstance(each.ctx, ast.Store)
-    }
-
-
-def _places(tree: ast.AST) -> Iterator[tuple[list[ast.stmt], int]]:
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody", "handlers"):
-            body = getattr(node, name, None)
-            if isinstance(body, list):
-                yield from ((body, index) for index in range(len(body)))
-
-
-def kinds(text: str, loop: asyncio.AbstractEventLoop) -> set[str]:
-    """
-    Say in which ways old and new version of a file differ; none where it cannot be compiled.
-    """
-    try:
-        compile(text, "fuzz.py", "exec", dont_inherit=True)
-        verdicts = check(text, loop).verdicts
-    except Exception:  # noqa: BLE001 - a file that was shrunk too far
-        return set()
-    told = (each.what for verdict in verdicts for each in verdict.differences)
-    return {re.sub(r"`.*?`|\d+|\[.*?\]", "", what) for what in told}
-
-
 def main() -> int:
     """
     Run as many as were asked for.
@@ -828,11 +760,7 @@ def main() -> int:
         if result.wrong:
             wrong += 1
             print(f"seed {seed}: {result.wrong[0][:600]}")
-            if any(verdict.differing for verdict in result.verdicts):
-                wanted = kinds(text, loop)
-                small = shrink(text, lambda each: bool(wanted & kinds(each, loop)))  # noqa: B023
-                print(small, "\n  becomes\n", convert(small, path="fuzz.py").code, sep="\n")
-            sys.stdout.flush()
+            print(text, "  becomes", convert(text, path="fuzz.py").code, sep="\n\n", flush=True)
             if wrong >= options.keep_going:
                 break
     seconds = time.perf_counter() - started

@@ -67,6 +67,20 @@ PROOFS: Mapping[str, Proof] = {
         "schedules of a handshake on each event loop",
         200,
     ),
+    "ready": Proof(
+        "random-schedules",
+        "-m tools.soak --ready --asyncio {count} --trio {count} --workers 1 "
+        "--state {state}/{count}",
+        "schedules of all ready-made layers on each event loop",
+        100,
+    ),
+    "unseen": Proof(
+        "with-and-without",
+        "-m tools.soak --unseen --asyncio {count} --trio {count} --workers 1 "
+        "--state {state}/{count}",
+        "schedules on each event loop, with and without empty layers",
+        200,
+    ),
     "mutate": Proof(
         "planted-faults", "-m tools.mutate --check", "planted faults", lines="complaints"
     ),

@@ -8,6 +8,8 @@ Run the engine through millions of random schedules, and say which seeds failed.
                                                 on asyncio and 100,000 on trio
     python -m tools.soak --ready                the same of all layers that are ready to import,
                                                 with 200,000 and 50,000
+    python -m tools.soak --unseen               of apps without layers and in empty ones, with
+                                                100,000 and 25,000
 
 What is done is written down after each piece of work, in a file that belongs to exactly this
 engine and these scenarios: a run that was stopped goes on where it was.
@@ -35,7 +37,7 @@ from httpmw.testing import World, explore
 from httpmw.testing.exploring._schedule import runs
 from tests.handshake_scenario import handshake
 from tests.ready_scenario import quiet, ready
-from tests.scenarios import engine
+from tests.scenarios import engine, unseen
 
 ROOT = Path(__file__).parent.parent
 # `make test` has the seeds below.
@@ -58,6 +60,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "requests": Kind(engine, "tests/scenarios.py", 2_000_000, 500_000),
+    "unseen": Kind(unseen, "tests/scenarios.py", 100_000, 25_000),
     "handshakes": Kind(handshake, "tests/handshake_scenario.py", 500_000, 100_000),
     "ready": Kind(ready, "tests/ready_scenario.py", 200_000, 50_000, quiet),
 }
@@ -154,13 +157,14 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--handshakes", action="store_true", help="of WebSockets, not requests")
     which.add_argument("--ready", action="store_true", help="of the ready-made layers")
+    which.add_argument("--unseen", action="store_true", help="of apps in empty layers and in none")
     parser.add_argument("--asyncio", type=int, help="schedules on asyncio")
     parser.add_argument("--trio", type=int, help="schedules on trio")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--state", type=Path, default=ROOT / ".cache/soak")
     parser.add_argument("--replay", nargs=2, metavar=("BACKEND", "SEED"))
     options = parser.parse_args()
-    name = "handshakes" if options.handshakes else "ready" if options.ready else "requests"
+    name = next((name for name in KINDS if getattr(options, name, False)), "requests")
     kind = KINDS[name]
     if options.replay:
         backend, seed = options.replay

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,9 +18,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from httpmw import Connection, Flow, NoResponseError
-from httpmw.testing import World, explore
+from httpmw.testing import ScenarioFailure, World, explore
 from tests.harness import Chunks, Server, body, passing, script, stack, start, waiting
-from tests.scenarios import engine
+from tests.scenarios import engine, unseen
 
 SHARDS = [("asyncio", first, 1000) for first in range(0, 8_000, 1000)]
 SHARDS += [("trio", first, 500) for first in range(0, 2_000, 500)]
@@ -326,3 +327,20 @@ def test_schedule_of_the_world_reaches_every_layer() -> None:
 
     explore(scenario, seeds=500)
     assert seen == {make.__name__ for make in [*layer.makers, *app.makers]}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_nobody_sees_empty_layers(backend: str) -> None:
+    """Any app has the same messages, sight and end without them, whatever goes wrong."""
+    explore(unseen, seeds=300, backend=backend)
+
+
+def test_a_layer_that_changes_something_is_seen() -> None:
+    """One header is enough."""
+
+    async def header(conn: Connection) -> Flow:
+        response = yield
+        response.headers["x-seen"] = "1"
+
+    with pytest.raises(ScenarioFailure):
+        explore(partial(unseen, layers=[header]), seeds=100)

@@ -23,7 +23,7 @@ from httpmw.migrate.verifying._modules import Importer
 from httpmw.migrate.verifying._stubs import Stub, StubError, World, described
 from httpmw.migrate.verifying._verify import verify
 from tests.migrate.verifying.test_verify import quiet_loop
-from tools.migrate_fuzz import check, shrink, source
+from tools.migrate_fuzz import check, source
 
 PASSING = """
 async def mw(request, call_next):
@@ -402,15 +402,6 @@ def test_generated_middleware_behaves_the_same(first: int, loop: asyncio.Abstrac
         assert [] == result.wrong, source(seed)
 
     assert converted >= 15
-
-
-def test_a_case_is_shrunk_to_what_matters() -> None:
-    """Statements are taken away as long as the case stays one."""
-    text = "def f(x):\n    a = 1\n    if x:\n        print(a)\n        wrong(x)\n    return a\n"
-
-    small = shrink(text, lambda each: "wrong(x)" in each)
-
-    assert "def f(x):\n    wrong(x)" == small
 
 
 def test_the_corpus_tool_prints_figures(
