@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Final
 
 import libcst as cst
 
@@ -25,6 +25,8 @@ __all__ = ["Uses", "is_test"]
 
 _REQUEST = re.compile(r"(?:^|_)(?:req|request)\d*$")
 _FOLLOWING = re.compile(r"(?:^|_)next(?:_|$)")
+# What calls, and what gives names to what was made.
+_MAKING: Final = frozenset({cst.Call, cst.Assign, cst.AnnAssign, cst.Return, cst.Yield})
 
 
 class Uses:
@@ -167,6 +169,8 @@ class Uses:
                     instances.setdefault(name, []).append(each)
 
         for node in own_scope(scope):
+            if type(node) not in _MAKING:
+                continue
             if isinstance(node, cst.Call):
                 by_name = last_name(node.func) == "dispatch" and isinstance(
                     node.func, cst.Attribute

@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import libcst as cst
 
@@ -154,6 +154,11 @@ def _new_imports(module: Module, after: Counter[str], spelling: Spelling, how: s
     return new
 
 
+_MAY_BE_TYPING: Final = frozenset(
+    {cst.Annotation, cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Subscript, cst.Call}
+)
+
+
 def used_names(tree: cst.CSTNode) -> Counter[str]:
     """
     Count the uses of every name, also in the strings of annotations and of `__all__`.
@@ -161,22 +166,24 @@ def used_names(tree: cst.CSTNode) -> Counter[str]:
     Any other string is no name: "Connection" is a header more often than a class.
     """
     counter: Counter[str] = Counter()
-    stack: list[tuple[cst.CSTNode, bool]] = [(tree, False)]
+    stack: list[tuple[Any, bool]] = [(tree, False)]
     while stack:
         node, typed = stack.pop()
-        if isinstance(node, cst.Name):
+        # By the type itself: all nodes of a module come here.
+        kind = type(node)
+        if kind is cst.Name:
             counter[node.value] += 1
-        elif isinstance(node, IMPORTS):
+        elif kind in IMPORTS:
             continue
-        elif isinstance(node, (cst.Attribute, cst.Arg)):
+        elif kind is cst.Attribute or kind is cst.Arg:
             stack.append((node.value, typed))
-        elif isinstance(node, cst.SimpleString):
+        elif kind is cst.SimpleString:
             text = node.raw_value
             if typed and _EXPRESSION.fullmatch(text):
                 counter.update(_IDENTIFIER.findall(text))
         else:
-            inside = typed or _is_typing(node)
-            stack.extend((each, inside) for each in children(node))
+            inside = typed or (kind in _MAY_BE_TYPING and _is_typing(node))
+            stack.extend([(each, inside) for each in children(node)])
     return counter
 
 
