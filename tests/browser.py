@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 # Without the background services, which ask the network.
-_FLAGS = [
+FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -26,11 +27,24 @@ _FLAGS = [
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
+    "--disable-dev-shm-usage",
     "--disable-sync",
     "--hide-scrollbars",
-    "--remote-debugging-pipe",
 ]
 _SECONDS = 20
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """
+    Make a certificate for a name, which Chromium has to be told to take; give it and its key.
+    """
+    made, key = folder / "made.pem", folder / "key.pem"
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("-subj", f"/CN={name}", "-keyout", str(key), "-out", str(made)),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return made, key
 
 
 class Page:
@@ -46,7 +60,10 @@ class Page:
         # What it reads is its descriptor 3, what it writes its descriptor 4.
         script = f'exec "$0" "$@" 3<&{reads} 4>&{writes}'
         self._process = subprocess.Popen(
-            ["/bin/bash", "-c", script, CHROMIUM, *_FLAGS, f"--user-data-dir={self._folder}"],
+            [
+                *("/bin/bash", "-c", script, CHROMIUM, *FLAGS, "--remote-debugging-pipe"),
+                f"--user-data-dir={self._folder}",
+            ],
             pass_fds=(reads, writes),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

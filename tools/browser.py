@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -44,6 +43,7 @@ from httpmw.middleware import (
     ServerTimingMiddleware,
     timing,
 )
+from tests.browser import CHROMIUM, FLAGS, certificate
 
 PATIENCE = 60  # seconds for one page
 CODINGS = ("gzip", "br", "zstd")
@@ -306,17 +306,6 @@ def port_of(server: uvicorn.Server) -> int:
     return int(server.servers[0].sockets[0].getsockname()[1])
 
 
-def certificate(folder: Path) -> dict[str, str]:
-    """Make a certificate that Chromium is told to take."""
-    key, made = folder / "key.pem", folder / "made.pem"
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
-        *("-subj", "/CN=cdn.jsdelivr.net", "-keyout", str(key), "-out", str(made)),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return {"ssl_keyfile": str(key), "ssl_certfile": str(made)}
-
-
 class Browser:
     """Chromium, one page after another, each with a profile of its own."""
 
@@ -333,8 +322,7 @@ class Browser:
         hosts = ("cdn.jsdelivr.net", "fonts.googleapis.com", "fastapi.tiangolo.com")
         names += "".join(f", MAP {host}:443 127.0.0.1:{self.cdn}" for host in hosts)
         arguments = (
-            *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-dev-shm-usage", "--ignore-certificate-errors"),
+            *(*FLAGS, "--ignore-certificate-errors"),
             f"--host-resolver-rules={names}",
             f"--user-data-dir={self.folder / str(self.opened)}",
         )
@@ -365,7 +353,12 @@ def statuses(path: str) -> list[int]:
 
 async def run(chromium: str, folder: Path) -> bool:
     pages, _ = await served(app)
-    cdn, _ = await served(Starlette(routes=[Route("/{path:path}", stub)]), **certificate(folder))
+    made, key = certificate(folder, "cdn.jsdelivr.net")
+    cdn, _ = await served(
+        Starlette(routes=[Route("/{path:path}", stub)]),
+        ssl_certfile=str(made),
+        ssl_keyfile=str(key),
+    )
     browser = Browser(chromium, folder, port_of(cdn))
     port = port_of(pages)
     local = f"http://localhost:{port}"
@@ -417,8 +410,7 @@ async def run(chromium: str, folder: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-    parser.add_argument("--chromium", default=os.environ.get("CHROMIUM") or found)
+    parser.add_argument("--chromium", default=CHROMIUM)
     options = parser.parse_args()
     if options.chromium is None or shutil.which("openssl") is None:
         print("skipped: needs chromium and openssl; on a Debian, apt-get install chromium openssl")

@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
 
+from tests.browser import CHROMIUM, FLAGS, certificate
+
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "websocket-servers.md"
 TABLE: Final = re.compile(
@@ -39,11 +41,8 @@ PINS: Final = (
     *("strawberry-graphql==0.341.2", "fastapi==0.165.0", "nicegui==3.18.0"),
     *("uvicorn==0.54.0", "hypercorn==0.18.0", "h2==4.4.1", "websockets==17.4", "wsproto==1.3.2"),
 )
-CHROMIUM: Final = (
-    *("chromium", "--headless=new", "--no-sandbox", "--disable-gpu"),
-    # It stays as long as it is let.
-    *("--ignore-certificate-errors", "--remote-debugging-port=0"),
-)
+# It stays as long as it is let.
+BROWSER: Final = (*FLAGS, "--ignore-certificate-errors", "--remote-debugging-port=0")
 MESSAGES: Final = 1000
 SIZE: Final = 64 * 1024  # bytes
 SECONDS: Final = 120
@@ -303,7 +302,11 @@ async def _browse(app: str, layers: int, port: int, url: str, *words: str) -> Ro
     """Open a page; what it finds out it tells the server, under `/said`."""
     async with served(app, layers, port, *words):
         process = await asyncio.create_subprocess_exec(
-            *CHROMIUM, url, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            CHROMIUM,
+            *BROWSER,
+            url,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             async with asyncio.timeout(SECONDS):
@@ -330,12 +333,9 @@ async def ask_browser(layers: int) -> Rows:
 
 
 async def ask_browser_2(layers: int) -> Rows:
-    certificate = ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=127.0.0.1"]
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    await asyncio.to_thread(subprocess.run, [*words, *certificate], check=True, capture_output=True)
-    here = Path.cwd()
+    made, key = await asyncio.to_thread(certificate, Path.cwd(), "127.0.0.1")
     port = free_port()
-    files = ["--certfile", str(here / "cert.pem"), "--keyfile", str(here / "key.pem")]
+    files = ["--certfile", str(made), "--keyfile", str(key)]
     app = "tools.handshakes_real:browser()"
     words = ["hypercorn", "-b", f"127.0.0.1:{port}", *files, app]
     return await _browse("browser", layers, port, f"https://127.0.0.1:{port}/", *words)
@@ -353,7 +353,7 @@ KINDS: Final[dict[str, Callable[[int], Coroutine[Any, Any, Rows]]]] = {
 def table(found: dict[str, tuple[Rows, Rows]]) -> str:
     packages = [each.partition("==")[0] for each in PINS]
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    chromium = subprocess.check_output([CHROMIUM[0], "--version"], text=True)
+    chromium = subprocess.check_output([CHROMIUM, "--version"], text=True)
     browser = " ".join(chromium.split()[:2])
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     lines = [f"\nMade on Python {python} with {browser}, {versions}.\n"]

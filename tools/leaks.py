@@ -14,7 +14,6 @@ collector, to count what only it would have found.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import gc
 import os
@@ -335,16 +334,6 @@ def alive() -> Counter[str]:
     return Counter({name: kinds[kind] for name, kind in ALIVE.items()})
 
 
-def tasks() -> int:
-    """Count the tasks that are there."""
-    try:
-        return len(asyncio.all_tasks())
-    except RuntimeError:
-        import trio  # noqa: PLC0415 - only where it runs
-
-        return trio.lowlevel.current_statistics().tasks_living
-
-
 async def without_collector(apps: list[ASGIApp], rng: random.Random) -> Counter[str]:
     """Run some requests without the garbage collector; count what is left to it."""
     await batch(apps, rng, 400)
@@ -368,7 +357,7 @@ async def measure(options: argparse.Namespace) -> int:
     outcomes: Counter[str] = Counter()
     memory: list[int] = []
     baseline = alive()
-    baseline["tasks"] = tasks()
+    baseline["tasks"] = len(anyio.get_running_tasks())
     worst: Counter[str] = Counter()
     started = time.monotonic()
     for done in range(STEP, options.requests + 1, STEP):
@@ -376,7 +365,7 @@ async def measure(options: argparse.Namespace) -> int:
         gc.collect()
         memory.append(resident())
         now = alive()
-        now["tasks"] = tasks()
+        now["tasks"] = len(anyio.get_running_tasks())
         now.subtract(baseline)
         worst |= now
         if done % (10 * STEP) == 0:

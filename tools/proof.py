@@ -53,34 +53,16 @@ class Proof(NamedTuple):
     lines: str = r"\d+ (?:differences|failures|things wrong)|all right"
 
 
+def schedules(option: str, what: str, says: str = "random-schedules") -> Proof:
+    counts = "--asyncio {count} --trio {count} --workers 1 --state {state}/{count}"
+    return Proof(says, f"-m tools.soak {option} {counts}", f"{what} on each event loop", 200)
+
+
 PROOFS: Mapping[str, Proof] = {
-    "soak": Proof(
-        "random-schedules",
-        "-m tools.soak --asyncio {count} --trio {count} --workers 1 --state {state}/{count}",
-        "schedules on each event loop",
-        200,
-    ),
-    "handshakes": Proof(
-        "random-schedules",
-        "-m tools.soak --handshakes --asyncio {count} --trio {count} --workers 1 "
-        "--state {state}/{count}",
-        "schedules of a handshake on each event loop",
-        200,
-    ),
-    "ready": Proof(
-        "random-schedules",
-        "-m tools.soak --ready --asyncio {count} --trio {count} --workers 1 "
-        "--state {state}/{count}",
-        "schedules of all ready-made layers on each event loop",
-        100,
-    ),
-    "unseen": Proof(
-        "with-and-without",
-        "-m tools.soak --unseen --asyncio {count} --trio {count} --workers 1 "
-        "--state {state}/{count}",
-        "schedules on each event loop, with and without empty layers",
-        200,
-    ),
+    "soak": schedules("", "schedules"),
+    "handshakes": schedules("--handshakes", "schedules of a handshake"),
+    "ready": schedules("--ready", "schedules of all ready-made layers"),
+    "unseen": schedules("--unseen", "schedules with and without layers", "with-and-without"),
     "mutate": Proof(
         "planted-faults", "-m tools.mutate --check", "planted faults", lines="complaints"
     ),
