@@ -91,6 +91,22 @@ def test_no_files_stand_in_a_circle() -> None:
     assert list(circles(arrows)) == []
 
 
+LONG = 400  # lines
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if len(file.read_text(encoding="utf-8").splitlines()) > LONG],
+    ids=lambda file: file.relative_to(ROOT).as_posix(),
+)
+def test_a_long_file_opens_with_what_it_is(file: Path) -> None:
+    """A comment, or what the module says of itself, stands before the first line of code."""
+    if file.stem in {"_connection", "_response"} and file.parent.name == "httpmw":
+        pytest.skip("its classes say it, each for itself")
+
+    assert file.read_text(encoding="utf-8").startswith(("# ", '"""')), "say why it is one thing"
+
+
 class Room(NamedTuple):
     """A row of the table in CONTRIBUTING."""
 
@@ -141,6 +157,16 @@ def test_a_file_imports_what_its_room_may(file: Path) -> None:
     ]
 
     assert wrong == [], f"{room.name} may import {', '.join(room.may_import) or 'nothing'}"
+
+
+def test_the_page_names_modules_that_are_there() -> None:
+    """What the paragraphs of the rooms lead to is a file."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    page = text.partition("## How the code is laid out\n")[2].partition("\n## ")[0]
+    names = set(re.findall(r"`(_[a-z_]+)`", page))
+
+    assert len(names) > 30
+    assert names - {file.stem for file in FILES} == set()
 
 
 def test_the_table_runs_one_way() -> None:

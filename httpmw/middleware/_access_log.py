@@ -1,3 +1,13 @@
+# The access log: the record of a request, each format that it is written in, and the layer.
+#
+# They are one file because a field is one thing in all of them: who adds one, or an option, finds
+# the record, the layer and the formats one below the other.
+#
+# Rule 1: one line for each request, written when the server has taken the last message of the
+# response or none will come; where there is no response, when the exception passes by.
+# Rule 2: what the client has sent is escaped where it is read; no format has to think of it.
+# Rule 3: nothing that fails here fails a request; a callable of the user's costs its own field.
+
 from __future__ import annotations
 
 import ipaddress
@@ -23,11 +33,6 @@ from httpmw._response import AppResponse
 from ._ids import request_id, trace_id
 from ._ready import Exclude, Ready, view_of
 from ._route import route_template
-
-# Rule 1: one line for each request, written when the server has taken the last message of the
-# response or none will come; where there is no response, when the exception passes by.
-# Rule 2: what the client has sent is escaped where it is read; no format has to think of it.
-# Rule 3: nothing that fails here fails a request; a callable of the user's costs its own field.
 
 _log = logging.getLogger("httpmw.access_log")
 

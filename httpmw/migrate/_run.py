@@ -1,4 +1,5 @@
 # One run over files and folders: what the command does, and what it prints.
+# Its steps stand here in their order, from the options to the exit code, and each is short.
 #
 # Rule: nothing is written before everything has been converted, so that a run that is
 # interrupted has changed no file, or some files wholly.

@@ -1,4 +1,5 @@
 # Reading an application into a tree.
+# It is one walk, in which each kind of thing that an application is made of leads to the others.
 #
 # Rule 1: nothing of the application is run but `build_middleware_stack`, which the first event
 # would call as well; what was built is left where the application looks for it.

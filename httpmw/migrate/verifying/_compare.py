@@ -1,4 +1,5 @@
 # What differs between two runs, and which of it is a listed improvement.
+# A difference and the rule that explains it are read together, so they stand together.
 #
 # Rule 1: the messages of a body are not compared one by one, only its parts that are not empty:
 # Starlette's class sends each part with `more_body` and an empty one at the end, httpmw passes on

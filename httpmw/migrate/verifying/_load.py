@@ -1,4 +1,5 @@
 # From a source and the name of a function in it to a layer that can be run.
+# One way, from top to bottom: the module, the function in it, what is around it, the layer.
 #
 # Rule 1: a module is executed statement by statement, and only what defines something: imports,
 # functions, classes, assignments. What fails leaves stubs under the names it would have bound.

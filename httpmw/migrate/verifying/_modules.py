@@ -1,4 +1,5 @@
 # Which modules a function under `--verify` can import, and what they are.
+# It is long because it is a list: what of the standard library is left, replaced or refused.
 #
 # Rule 1: a module of the project, or of another library, is a stub; it is never looked for.
 # Rule 2: what reaches out of the process is a stub, and what is different each time is a counter.
@@ -189,6 +190,7 @@ _LOGGING: Final = (
 
 
 def _fakes(world: World) -> dict[str, ModuleType]:
+    # Long because it is the list of what is replaced, and all of it counts in one world.
     def stub(name: str) -> Stub:
         return Stub(world, name)
 

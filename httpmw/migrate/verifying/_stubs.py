@@ -1,4 +1,5 @@
 # What a function under `--verify` finds where the names of its project were.
+# A stub, its world and its trace are one: what the one does the others say.
 #
 # Rule 1: nothing here touches anything real: a stub is text with a name, and every call of it,
 # every context it is used as and everything that is set on it is one line in the trace.

@@ -1,4 +1,5 @@
 # A function rearranged, so that what takes back context variables does so behind `yield response`.
+# It is one walk over the statements, in which each kind of them calls the others.
 #
 # Starlette's class runs the app in a context of its own: what a function set before the call
 # stays set for streams and background tasks. A middleware function shares the context of the app,

@@ -1,4 +1,5 @@
 # The inner apps that `check_transparent` puts into a middleware.
+# It is long because it is a list: an app and its name for each thing that is compared.
 #
 # Rule 1: an app does one thing that real apps do, and does it in the same way each time: whatever
 # comes out differently inside of a middleware was changed by the middleware.

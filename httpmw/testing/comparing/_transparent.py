@@ -1,4 +1,5 @@
 # Does a middleware change what it does not mean to change?
+# Here are the two runs, what is seen of them, and the report that says where it differs.
 #
 # Rule 1: the measure is the same inner app without the middleware. Each case of `_inner_apps` is
 # run twice, alone and inside, and what the server, the app and a layer outside saw is compared;
