@@ -54,7 +54,7 @@ def report(page: Page) -> str:
         "<nav>",
         f"<a href='#changed'>{len(changed)} changed</a>",
         f"<a href='#left'>{len(left)} left</a>",
-        f"<a href='#notices'>{len(notices)} notices</a>",
+        f"<a href='#notices'>{len(notices)} notice{'s' * (len(notices) != 1)}</a>",
         "<a href='#pairs'>paired runs</a></nav></header><main>",
         *_left(left),
         *_all_notices(notices, changed),

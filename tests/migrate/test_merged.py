@@ -324,6 +324,22 @@ def test_a_file_that_was_not_clean_is_only_converted(tmp_path: Path) -> None:
     assert "HTTPMiddleware" in code
 
 
+def test_a_file_that_was_clean_in_part_is_sorted(tmp_path: Path) -> None:
+    """An import that nothing needed before is left to the project, and the others are sorted."""
+    (tmp_path / "ruff.toml").write_text("line-length = 88\n")
+    source = CLEAN.replace("import os\n\n", "import os\nimport sys\n\nfrom jinja2 import nobody\n")
+    (tmp_path / "mw.py").write_text(source)
+    sorts = "ruff check --select I"
+    assert complaint(tmp_path, sorts) == ""
+
+    main(["migrate", "--write", str(tmp_path)])
+
+    assert complaint(tmp_path, sorts) == ""
+    code = (tmp_path / "mw.py").read_text()
+    assert "import sys\n" in code
+    assert "HTTPMiddleware" in code
+
+
 def test_without_a_configuration_nothing_is_formatted(tmp_path: Path, monkeypatch: Any) -> None:
     """Nobody's style is pressed on a project that has none."""
 

@@ -18,15 +18,15 @@ __all__ = ["Tools"]
 
 _SECONDS = 30
 # What each is called by, and what is in a file that configures it.
-_COMMANDS = {
-    "ruff": (
-        ("check", "--quiet", "--fix", "--select", "I", "--stdin-filename"),
-        ("check", "--quiet", "--fix", "--select", "F401", "--stdin-filename"),
-        ("format", "--quiet", "--stdin-filename"),
-    ),
+_CHECK = ("check", "--quiet", "--fix", "--select")
+_BOTH: tuple[str, ...] = (*_CHECK, "I,F401", "--stdin-filename")
+_COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "ruff": (_BOTH, ("format", "--quiet", "--stdin-filename")),
     "isort": (("--quiet", "--filename"),),
     "black": (("--quiet", "--stdin-filename"),),
 }
+# Where a file was not clean under all, what may be tried of it: each run takes a process.
+_PARTS = {_BOTH: tuple((*_CHECK, each, "--stdin-filename") for each in ("I", "F401"))}
 _FILES = {"ruff.toml": "ruff", ".ruff.toml": "ruff", ".isort.cfg": "isort"}
 _SECTIONS = {
     "pyproject.toml": {"ruff": "[tool.ruff", "isort": "[tool.isort]", "black": "[tool.black]"},
@@ -56,12 +56,16 @@ class Tools:
             if program is None:
                 self.missing.add(name)
                 continue
-            for options in _COMMANDS[name]:
+            left = [*_COMMANDS[name]]
+            while left:
+                options = left.pop(0)
                 command = [program, *options, str(absolute), "-"]
-                if _run(command, absolute.parent, before) == before:
-                    done = _run(command, absolute.parent, code)
-                    if done and _compiles(done):
-                        code = done
+                if _run(command, absolute.parent, before) != before:
+                    left = [*_PARTS.get(options, ()), *left]
+                    continue
+                done = _run(command, absolute.parent, code)
+                if done and done != code and _compiles(done):
+                    code = done
         return code
 
     def configured(self, path: Path) -> list[str]:
