@@ -18,6 +18,10 @@ class OrderWarning(UserWarning):
     """
 
 
+# What refuses.
+_REFUSE: Final = (
+    *("cross_origin", "rate_limit", "concurrency_limit", "timeout", "idempotency", "etag"),
+)
 # What must not stand outside of what, and why. The names are those of `kind`.
 HARM: Final[dict[tuple[str, str], str]] = {
     ("problem_details", "access_log"): (
@@ -44,10 +48,14 @@ HARM: Final[dict[tuple[str, str], str]] = {
     ),
     ("compression", "compression"): "each response is looked at two times, and coded once",
     ("security_headers", "security_headers"): "what the outer one says is never seen",
+    ("timeout", "concurrency_limit"): (
+        "where the time is over, a slot is given back whose thread still runs"
+    ),
+    ("concurrency_limit", "concurrency_limit"): "a request waits for two slots",
     ("rate_limit", "rate_limit"): "they have one store and one name, so each request counts twice",
     **{
         (kind, "cors"): "what it refuses has no CORS headers, so a browser hides it from the page"
-        for kind in ("cross_origin", "rate_limit", "timeout", "idempotency", "etag")
+        for kind in _REFUSE
     },
 }
 # What codes responses as well, but is not ours.

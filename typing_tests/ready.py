@@ -23,8 +23,10 @@ from httpmw.middleware import (
     REDACTED_KEYS,
     AccessLogMiddleware,
     AccessRecord,
+    AdaptiveLimit,
     Claim,
     CompressionMiddleware,
+    ConcurrencyLimitMiddleware,
     CrossOriginProtectionMiddleware,
     CSPNonce,
     ETagMiddleware,
@@ -218,6 +220,16 @@ store = LimitsStore(object(), strategy="fixed-window")
 FastAPI(dependencies=[Depends(rate_limit("5/minute", name="all"))])
 RateLimitMiddleware(app, limit="1/minute", store=3)  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 RateLimitMiddleware(app)  # type: ignore[call-arg]  # pyrefly: ignore[missing-argument]
+
+
+app.add_middleware(
+    ConcurrencyLimitMiddleware,
+    limit=AdaptiveLimit(min=2, max=50, initial=10, tolerance=2),
+    max_queue=10,
+    hold="body",
+    partition=lambda conn: conn["path"],
+)
+ConcurrencyLimitMiddleware(app, limit="5")  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 
 
 async def account(conn: Connection) -> str:

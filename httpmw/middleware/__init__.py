@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from ._access_log import REDACTED_KEYS, AccessLogMiddleware, AccessRecord
     from ._compression import CompressionMiddleware
+    from ._concurrency_limit import ConcurrencyLimitMiddleware
     from ._cross_origin import CrossOriginProtectionMiddleware
     from ._etag import ETagMiddleware
     from ._gcra import RateLevel, RatePolicy, RateStore
+    from ._gradient import AdaptiveLimit
     from ._idempotency import Idempotency, IdempotencyMiddleware, idempotency
     from ._idempotency_store import Claim, IdempotencyStore
     from ._ids import request_id, trace_id
@@ -48,9 +50,11 @@ __all__ = [
     "REDACTED_KEYS",
     "AccessLogMiddleware",
     "AccessRecord",
+    "AdaptiveLimit",
     "CSPNonce",
     "Claim",
     "CompressionMiddleware",
+    "ConcurrencyLimitMiddleware",
     "CrossOriginProtectionMiddleware",
     "ETagMiddleware",
     "Idempotency",
@@ -93,11 +97,13 @@ __all__ = [
 _MODULES: Final = {
     "AccessLogMiddleware": "_access_log",
     "AccessRecord": "_access_log",
+    "AdaptiveLimit": "_gradient",
     "CORS_ALLOW": "httpmw._order",
     "CORS_EXPOSE": "httpmw._order",
     "CSPNonce": "_security_headers",
     "Claim": "_idempotency_store",
     "CompressionMiddleware": "_compression",
+    "ConcurrencyLimitMiddleware": "_concurrency_limit",
     "CrossOriginProtectionMiddleware": "_cross_origin",
     "ETagMiddleware": "_etag",
     "Idempotency": "_idempotency",

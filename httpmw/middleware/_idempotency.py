@@ -32,8 +32,8 @@ from httpmw._response import AppResponse
 
 from ._idempotency_store import Claim, IdempotencyStore, decoded, encoded, not_replayable
 from ._ready import Exclude, Ready
-from ._refuse import Drain, Refusal, Respond
-from ._stores import Caller, StoreError, check_loop, hashed, is_seconds
+from ._refuse import STREAMS, Drain, Refusal, Respond
+from ._stores import Caller, StoreError, check_loop, hashed, is_like, is_seconds
 
 _log: Final = logging.getLogger("httpmw.idempotency")
 
@@ -54,10 +54,6 @@ _RELEASED: Final = frozenset(
     (401, 403, 405, 406, 407, 408, 411, 412, 413, 415, 416, 417, 421, 422, 425, 426, 428, 429, 431)
 )
 _SERVER_ERROR: Final = 500
-_STREAMS: Final = (
-    *(b"text/event-stream", b"application/x-ndjson", b"application/jsonl"),
-    *(b"application/json-seq", b"application/jsonlines", b"multipart/x-mixed-replace"),
-)
 # How long who waits for another one's answer does not ask for it, in seconds.
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 0.5
@@ -190,13 +186,13 @@ class IdempotencyMiddleware(Ready):
         for method in ("claim", "renew", "complete", "release", "abandon"):
             if not callable(getattr(store, method, None)):
                 raise self._bad("store", store, "a store, such as `RedisStore(client)`")
-        for option, function in (("partition", partition), ("fingerprint", fingerprint)):
-            if not callable(function) and (function is not None or option == "partition"):
-                raise self._bad(option, function, "a function of the connection")
-        named: Any = methods
-        if isinstance(named, str) or not all(_is(_METHOD, each) for each in named):
+        if not callable(partition):
+            raise self._bad("partition", partition, "a function of the connection")
+        if fingerprint is not None and not callable(fingerprint):
+            raise self._bad("fingerprint", fingerprint, "a function of the connection, or None")
+        if not _are_methods(methods):
             raise self._bad("methods", methods, 'methods, as in `methods=["POST"]`')
-        if not _is(_NAME, header_name):
+        if not is_like(_NAME, header_name):
             raise self._bad("header_name", header_name, "the name of a field")
         self._check_flags(required=required)
         times: dict[str, Any] = {"expires": expires, "lease": lease, "store_timeout": store_timeout}
@@ -219,7 +215,7 @@ class IdempotencyMiddleware(Ready):
         self._check_callables(status=status, response=response)
         self._check_integer("max_request", max_request, 0, None, "a number of bytes")
         self._check_integer("max_response", max_response, 0, None, "a number of bytes")
-        if docs_url is not None and not _is(_URL, docs_url):
+        if docs_url is not None and not is_like(_URL, docs_url):
             raise self._bad("docs_url", docs_url, "an absolute URL, or None")
         self.store = store
         self._partition = partition
@@ -358,7 +354,7 @@ class IdempotencyMiddleware(Ready):
         media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         nonce = (conn.get("state") or {}).get("csp_nonce")
         if (
-            (media_type in _STREAMS and b"content-length" not in headers)
+            (media_type in STREAMS and b"content-length" not in headers)
             or b"content-encoding" in headers
             or getattr(nonce, "is_used", False)
         ):
@@ -439,8 +435,8 @@ _REFUSALS: Final = {
 }
 
 
-def _is(pattern: re.Pattern[str], value: Any) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
+def _are_methods(methods: Any) -> bool:
+    return not isinstance(methods, str) and all(is_like(_METHOD, each) for each in methods)
 
 
 def _key_of(line: bytes) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from httpmw import _errors
 
 from ._idempotency_store import Claim
-from ._stores import Clock, StoreError
+from ._stores import Clock, StoreError, is_like
 
 _TABLE: Final = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
 
@@ -110,8 +110,7 @@ class PostgresStore:
             raise _errors.bad_option(
                 type(self), "pool", pool, "an `AsyncConnectionPool`: this one blocks the loop"
             )
-        name: Any = table
-        if not isinstance(name, str) or not _TABLE.fullmatch(name):
+        if not is_like(_TABLE, table):
             raise _errors.bad_option(type(self), "table", table, "a plain name in lower case")
         self._pool = pool
         self._table = table

@@ -422,6 +422,8 @@ def rate_limit(
 
     async def limited(conn: HTTPConnection) -> None:
         request: Counted | None = conn.scope.get(COUNTED)
+        while request is not None and not isinstance(request.layer, RateLimitMiddleware):
+            request = request.outer
         if request is None:
             raise _errors.no_rate_limit_layer(rate_limit)
         layer: RateLimitMiddleware = request.layer

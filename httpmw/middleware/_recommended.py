@@ -28,6 +28,7 @@ def recommended(
     problem_details: Options = True,
     cross_origin: Options = None,
     rate_limit: Options = None,
+    concurrency_limit: Options = None,
     timeout: Options = None,
     compression: Options = True,
     idempotency: Options = None,
@@ -52,6 +53,7 @@ def recommended(
         problem_details: `ProblemDetailsMiddleware`; by default it is there.
         cross_origin: `CrossOriginProtectionMiddleware`.
         rate_limit: `RateLimitMiddleware`.
+        concurrency_limit: `ConcurrencyLimitMiddleware`.
         timeout: `TimeoutMiddleware`.
         compression: `CompressionMiddleware`; by default it is there.
         idempotency: `IdempotencyMiddleware`.
@@ -74,6 +76,7 @@ def recommended(
         *_asked("ProblemDetailsMiddleware", "problem_details", problem_details),
         *_asked("CrossOriginProtectionMiddleware", "cross_origin", cross_origin),
         *_asked("RateLimitMiddleware", "rate_limit", rate_limit),
+        *_asked("ConcurrencyLimitMiddleware", "concurrency_limit", concurrency_limit),
         *_asked("TimeoutMiddleware", "timeout", timeout),
         *_asked("CompressionMiddleware", "compression", compression),
         *_asked("IdempotencyMiddleware", "idempotency", idempotency),

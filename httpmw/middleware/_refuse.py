@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.responses import Response
@@ -30,8 +30,16 @@ Respond: TypeAlias = "Callable[[Connection[Any], Problem], Response]"
 Makes the response to a refused request, from the problem that would be sent.
 """
 
-# Where a rate limit is found by what is further in.
+# Where limits are found by what is further in.
 COUNTED: Final = "httpmw.rate_limit"
+
+# Media types that stay open as long as there is something to say.
+STREAMS: Final = frozenset(
+    (
+        *(b"text/event-stream", b"application/x-ndjson", b"application/jsonl"),
+        *(b"application/json-seq", b"application/jsonlines", b"multipart/x-mixed-replace"),
+    )
+)
 
 DRAIN: Final = {"max_size": 1024 * 1024, "seconds": 1.0}
 
@@ -90,6 +98,8 @@ class Refusal:
         """
         from ._problem_details import Problem  # noqa: PLC0415 - when something is refused
 
+        for counted in _counted(conn):
+            counted.is_refused = True
         problem = Problem(status, detail, code=code, type=type)
         problem.extensions.update(members or {})
         if self._respond is None:
@@ -118,31 +128,38 @@ class Refusal:
 
 class Counted:
     """
-    What a rate limit knows of a request, for what is further in.
+    What a limit learns of a request from what is further in.
 
     Attributes:
         layer: The layer.
-        outer: That of a rate limit further out.
+        outer: That of a limit further out.
         more: What `rate_limit()` has taken.
+        is_refused: Whether a layer has answered, and not the application.
         is_shed: Whether the request was turned away before anything was done for it.
     """
 
-    __slots__ = ("is_shed", "layer", "more", "outer")
+    __slots__ = ("is_refused", "is_shed", "layer", "more", "outer")
 
     def __init__(self, layer: Any, outer: Counted | None) -> None:
         self.layer = layer
         self.outer = outer
         self.more: list[Any] = []
+        self.is_refused = False
         self.is_shed = False
 
 
 def tell_shed(conn: Connection[Any]) -> None:
     """
-    Have all rate limits further out know that a request is turned away.
+    Have all limits further out know that a request is turned away.
     """
+    for counted in _counted(conn):
+        counted.is_shed = counted.is_refused = True
+
+
+def _counted(conn: Connection[Any]) -> Iterator[Counted]:
     counted: Counted | None = conn.scope.get(COUNTED)
     while counted is not None:
-        counted.is_shed = True
+        yield counted
         counted = counted.outer
 
 

@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -47,6 +48,13 @@ def is_seconds(value: Any) -> bool:
     Whether *value* is a time that can pass.
     """
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def is_like(pattern: re.Pattern[str], value: Any) -> bool:
+    """
+    Whether *value* is a text, and all of it what the pattern says.
+    """
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def hashed(*parts: str) -> str:

@@ -21,6 +21,7 @@ from httpmw.middleware import (
     CORS_EXPOSE,
     AccessLogMiddleware,
     CompressionMiddleware,
+    ConcurrencyLimitMiddleware,
     CrossOriginProtectionMiddleware,
     ETagMiddleware,
     IdempotencyMiddleware,
@@ -67,6 +68,7 @@ def test_the_order() -> None:
         problem_details=True,
         cross_origin={"trusted_origins": CORS["allow_origins"]},
         rate_limit={"limit": "100/minute"},
+        concurrency_limit={"limit": 100},
         timeout={"start": 5},
         compression=True,
         idempotency=KEYS,
@@ -83,6 +85,7 @@ def test_the_order() -> None:
         "ProblemDetailsMiddleware",
         "CrossOriginProtectionMiddleware",
         "RateLimitMiddleware",
+        "ConcurrencyLimitMiddleware",
         "TimeoutMiddleware",
         "CompressionMiddleware",
         "IdempotencyMiddleware",
@@ -218,6 +221,15 @@ def test_places_of_idempotency() -> None:
             IdempotencyMiddleware(layer, **KEYS)
     with pytest.warns(OrderWarning, match="412 in place of its answer"):
         ETagMiddleware(IdempotencyMiddleware(ok, **KEYS))
+
+
+def test_places_of_a_limit_of_concurrency() -> None:
+    """Outside of a time limit, and once."""
+    inner = ConcurrencyLimitMiddleware(ok, limit=5)
+    with pytest.warns(OrderWarning, match="whose thread still runs"):
+        TimeoutMiddleware(inner)
+    with pytest.warns(OrderWarning, match="waits for two slots"):
+        ConcurrencyLimitMiddleware(inner, limit=5)
 
 
 async def test_lists_for_cors() -> None:

@@ -23,6 +23,7 @@ NAMES = httpmw.middleware.__all__
 KINDS = [name for name in NAMES if name.endswith("Middleware")]
 # What a kind cannot be made without.
 REQUIRED: dict[str, dict[str, Any]] = {
+    "ConcurrencyLimitMiddleware": {"limit": 100},
     "IdempotencyMiddleware": {"store": MemoryStore(), "partition": lambda conn: "somebody"},
     "InspectorMiddleware": {"enabled": True},  # no application is there that could be debugged
     "RateLimitMiddleware": {"limit": "100/minute"},
@@ -32,7 +33,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 SHARED = {
     "_recommended",
     *("_codings", "_conditions", "_ids", "_metrics", "_ready", "_refuse", "_route"),
-    *("_gcra", "_idempotency_store", "_memory_store", "_rate_fields", "_stores"),
+    *("_gcra", "_gradient", "_idempotency_store", "_memory_store", "_rate_fields", "_stores"),
 }
 
 ok = PlainTextResponse("ok")
