@@ -131,7 +131,7 @@ def prove(proof: Proof, share: float) -> dict[str, Any]:
         for _ in range(2):
             left = share - (time.monotonic() - started)
             more = int(count * left / found.seconds) // proof.step * proof.step
-            if not proof.first or found.code or more < 2 * count:
+            if not proof.first or found.code or more <= count:
                 break
             count = more
             found = ran(count)
