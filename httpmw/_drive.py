@@ -35,22 +35,22 @@ class Turn:
     __slots__ = ("__dict__",)
 
     taken = False
-    _free: Any = None  # an event, where somebody waits
+    free: Any = None  # an event, where somebody waits
 
     async def wait(self) -> None:
         """
         Return as soon as nobody is in; at once, without a checkpoint, where nobody is.
         """
         while self.taken:
-            if self._free is None:
-                self._free = _context.new_event()
-            await self._free.wait()
+            if self.free is None:
+                self.free = _context.new_event()
+            await self.free.wait()
 
     def leave(self) -> None:
         self.taken = False
-        if self._free is not None:
-            self._free.set()
-            self._free = None
+        if self.free is not None:
+            self.free.set()
+            self.free = None
 
 
 class Driven(Turn):

@@ -919,8 +919,9 @@ class Exchange(Outbound):
         """
         What the layer further in receives.
         """
-        if self.incoming is not None:
-            return await self.incoming.receive()
+        incoming = self.incoming
+        if incoming is not None:
+            return incoming.take_ahead() or await incoming.receive()
         message = await self.receive_from_server()
         if message["type"] == "http.request":
             self.body_left = message.get("more_body", False)

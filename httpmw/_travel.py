@@ -448,7 +448,7 @@ class Outbound(Driven):
         try:
             await self._go_on(response, begun)
         finally:
-            if self._paused:
+            if self.paused:
                 self.exchange.on_hold = self
             begun = None  # it may hold an exception, which holds this frame
             self.leave()
@@ -495,7 +495,7 @@ class Outbound(Driven):
             if not self._paused:
                 self.exchange.on_hold = None
             self.taken = False  # as in `leave`
-            if self._free is not None:
+            if self.free is not None:
                 self.leave()
         if self._progress is not None:
             self._progress.count(noted)

@@ -437,7 +437,7 @@ MUTATIONS = [
     Mutation(
         "who waits for a turn is not woken",
         DRIVE,
-        """            self._free.set()
+        """            self.free.set()
 """,
         """            pass
 """,
