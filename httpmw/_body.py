@@ -989,9 +989,9 @@ class ResponseChunks(AsyncIterator[bytes]):
     def __anext__(self) -> Generator[Any, Any, bytes]:
         # Nearly always the source's own messages, for a transform; so without a call in between.
         body = self._body
-        if body.transformed and type(body) is LiveBody and not self._ended:
+        if body.transformed and type(body) is LiveBody and not (self._ended or body.ahead):
             driver = body._driver
-            while not body.ahead and self._file is None and driver.thrown is None:
+            while self._file is None and driver.thrown is None:
                 driver.check()
                 message = yield driver
                 if message is CLOSING:
@@ -1000,11 +1000,12 @@ class ResponseChunks(AsyncIterator[bytes]):
                     body.ended = ends_body(message)
                     body.ahead.append(message)
                     break
-                self._ended = body.ended = not message.get("more_body")
+                if not message.get("more_body"):
+                    self._ended = body.ended = True
                 chunk: bytes = message.get("body", b"")
                 if chunk:
                     return chunk if type(chunk) is bytes else as_bytes(chunk)
-                if self._ended:
+                if body.ended:
                     break
         given: bytes = yield from self._next()
         return given

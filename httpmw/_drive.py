@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Generator
 from typing import Any, Final
 
 from . import _context, _errors
+from ._context import task_of
 
 PAUSED: Final = object()
 CLOSING: Final = object()
@@ -105,8 +106,7 @@ class Driven(Turn):
         Note who steps from now on; give what calls in the right context, None where we are in it.
         """
         loop = self.loop
-        task = _context.current_task() if loop is None else _context.task_of(loop)
-        self.stepper = task
+        self.stepper = task = _context.current_task() if loop is None else task_of(loop)
         looks = loop is None or _context.states
         self.scopes = _context.open_scopes(task) if looks else None
         return None if task is self.task else self.runner()
@@ -162,6 +162,7 @@ class Driven(Turn):
         """
         coroutine = self._coroutine
         run = None if self.stepper is self.task else self.runner()
+        self._paused = False
         try:
             while True:
                 if awaited is not self:
@@ -215,8 +216,9 @@ class Driven(Turn):
         Refuse who is not driven and wants to wait for a message.
         """
         loop = self.loop
-        task = _context.current_task() if loop is None else _context.task_of(loop)
-        if self.stepper is None or self.stepper is not task:
+        if self.stepper is None or self.stepper is not (
+            _context.current_task() if loop is None else task_of(loop)
+        ):
             raise _errors.own_task()
 
     @types.coroutine

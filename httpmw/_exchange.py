@@ -358,7 +358,7 @@ class Exchange(Outbound):
     # The inner app, where something of ours is around it.
     enclosed: ASGIApp | None = None
     # See the rules above; the innermost first.
-    waits: Sequence[tuple[AnyFlow, AppResponse]] = ()
+    waits: list[tuple[AnyFlow, AppResponse]] | tuple[()] = ()
     tails: Sequence[Tail] = ()
     # The transforms of users, closed at the very end.
     transforms: Sequence[Any] = ()
@@ -540,7 +540,7 @@ class Exchange(Outbound):
                     self.complicate()
                 # As long as all is well, and nothing else is to be done.
                 while self.waits:
-                    (flow, response), *self.waits = self.waits
+                    flow, response = self.waits.pop(0)
                     if type(flow) is Observer:  # it has been told
                         continue
                     response._outcome = "completed"
@@ -846,20 +846,10 @@ class Exchange(Outbound):
         Note that there is more to be done than to come back to flows.
         """
         self.plain = False
-        waits, self.waits = self.waits, ()
-        for flow, response in waits:
-            self.add_wait(flow, response)
-
-    def add_wait(self, flow: AnyFlow, response: AppResponse) -> Tail | None:
-        """
-        Note a flow that waits for the end of *response*; give the tail of its layer if it has one.
-        """
-        if self.plain:
-            self.waits = [*self.waits, (flow, response)]
-            return None
-        tail = self.add_tail(flow)
-        tail.response = response
-        return tail
+        if self.waits:
+            waits, self.waits = self.waits, ()
+            for flow, response in waits:
+                self.add_tail(flow).response = response
 
     def add_tail(self, flow: AnyFlow | None = None) -> Tail:
         self.complicate()

@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from functools import lru_cache
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 from weakref import ref
 
 from starlette.requests import ClientDisconnect
@@ -151,8 +151,8 @@ class Outbound(Driven):
     # Whether the start that was sent is another one than the source's.
     _cut = False
     # What counts the chunks as the server gets them, and how the last one is sent, with its size.
-    # None where it is known only afterwards whether they count.
-    tally: Progress | None = None
+    # False where it is known only afterwards whether they count, None before the first.
+    tally: Progress | Literal[False] | None = None
     _tallied: tuple[Any, int] = (None, 0)
     # The step of a flow that waits for the body and needs no driver so far, with its response.
     _waiter: tuple[Begun, AppResponse] | None = None
@@ -182,7 +182,21 @@ class Outbound(Driven):
         state = self.state
         if state is PASSING:
             return self.server_send(message)
-        if state is TRAVELLING:
+        if state is COUNTED:
+            tally = self.tally
+            if tally and message.get("more_body") and message["type"] == _BODY and not self.taken:
+                size = len(message.get("body", b""))
+                tally.bytes_sent += size
+                sending = self.server_send(message)
+                self._tallied = sending, size
+                return sending
+            if not self.taken and message["type"] != "http.response.start":
+                if tally is None and message.get("more_body"):
+                    self.tally = self._make_tally()
+                    return self.send(message)
+                self.outgoing = outgoing = self._to_server(message, counted=True)
+                return outgoing
+        elif state is TRAVELLING:
             body = self.collecting
             if body is None or not body.keep(message):
                 return self._feed(message)
@@ -191,16 +205,6 @@ class Outbound(Driven):
             return _kept()
         if message["type"] == "http.response.start":
             return self._start(message)
-        if state is COUNTED and not self.taken:
-            tally = self.tally
-            if tally is not None and message.get("more_body") and message["type"] == _BODY:
-                size = len(message.get("body", b""))
-                tally.bytes_sent += size
-                sending = self.server_send(message)
-                self._tallied = sending, size
-                return sending
-            self.outgoing = outgoing = self._to_server(message, counted=True)
-            return outgoing
         return self._send(message)
 
     async def receive(self) -> Message:
@@ -327,6 +331,13 @@ class Outbound(Driven):
             if not progress.made or message["type"] == "http.response.trailers":
                 progress.count(message)
 
+    def _make_tally(self) -> Progress | Literal[False]:
+        progress = self._progresses[0]
+        if len(self._progresses) > 1 or type(progress) is not Progress or progress.silent:
+            return False
+        # From ASGI 2.4 on `send` may raise for any message, and the app may go on.
+        return False if self._spec_version() >= (2, 4) else progress
+
     def _spec_version(self) -> tuple[int, ...]:
         return _version(self.scope.get("asgi", {}).get("spec_version", "2.0"))
 
@@ -357,7 +368,11 @@ class Outbound(Driven):
             if self.exchange.gone:
                 self._lose()
             raise
-        self._sent(noted, gone=gone, counted=counted)
+        if gone or not counted:
+            self._sent(noted, gone=gone, counted=counted)
+            return
+        for progress in self._progresses:
+            progress.count(noted)
 
     def _sent(self, message: Message, *, gone: bool, counted: bool) -> None:
         for progress in self._progresses:
@@ -431,8 +446,10 @@ class Outbound(Driven):
                         self.leave()
                 if progresses:
                     self.started = True
-                    self._note_start()
-                    self._let_pass()
+                    self.state = COUNTED
+                    now = time.perf_counter()
+                    for progress in progresses:
+                        progress.started_at = now
                 else:
                     self.state = PASSING
                 return
@@ -457,29 +474,60 @@ class Outbound(Driven):
         """
         Bring a message to who waits for it, and go on from there.
         """
-        kind = message["type"]
-        if self.taken or self._astray or kind == "http.response.start":
+        if self.taken or self._astray or message["type"] == "http.response.start":
             await self._send(message)
             return
+        if self._waiter is not None or message["type"] != _BODY:
+            await self._feed_flow(message)
+        else:
+            # A body on its way through a transform: so with as little as can be.
+            loop = self.loop
+            self.stepper = task = trio_task() if loop is None else task_of(loop)
+            self.scopes = open_scopes(task) if self.states else None
+            self.taken = True
+            awaited: Any = None
+            try:
+                send = self._coroutine.send
+                if task is self.task or (run := self.runner()) is None:
+                    awaited = send(message)
+                else:
+                    awaited = run(send, message)
+                if awaited is not self or (self.states and self.has_crossed()):
+                    await self._drive(awaited)
+            except BaseException as exc:
+                self._paused = False
+                if not isinstance(exc, StopIteration):
+                    raise
+            finally:
+                awaited = None
+                self._fed()
+            if self._progress is not None:
+                self._progress.count(message)
+        if self._progresses:
+            self._settle()
+
+    def _fed(self) -> None:
+        self.stepper = None
+        if not self._paused:
+            self.exchange.on_hold = None
+        self.taken = False  # as in `leave`
+        if self.free is not None:
+            self.leave()
+
+    async def _feed_flow(self, message: Message) -> None:
         self.taken = True
         self.collecting = None
         begun: Begun | None = None
-        awaited: Any = None
         noted = message
         try:
-            if kind == "http.response.pathsend":
+            if message["type"] == "http.response.pathsend":
                 noted = await sized(message)
-            run = self.enter()
-            self._paused = False
             if self._waiter is None:
-                send = self._coroutine.send
-                awaited = send(message) if run is None else run(send, message)
-                if awaited is self and not self.has_crossed():
-                    self._paused = True
-                else:
-                    await self._drive(awaited)
+                await self.resume(message)
             else:
                 (begun, response), self._waiter = self._waiter, None
+                self._paused = False
+                run = self.enter()
                 if run is None:
                     response, begun = self._step(response, begun, message)
                 else:
@@ -487,20 +535,11 @@ class Outbound(Driven):
                 if not self.paused:
                     self.stepper = None
                     await self._go_on(response, begun)
-        except StopIteration:
-            pass  # the travel is over
         finally:
-            begun = awaited = None  # they may hold an exception, which holds this frame
-            self.stepper = None
-            if not self._paused:
-                self.exchange.on_hold = None
-            self.taken = False  # as in `leave`
-            if self.free is not None:
-                self.leave()
+            begun = None  # it may hold an exception, which holds this frame
+            self._fed()
         if self._progress is not None:
             self._progress.count(noted)
-        if self._progresses:
-            self._settle()
 
     def _step(
         self, response: AppResponse, begun: Begun | None = None, message: Any = None
@@ -778,17 +817,25 @@ class Outbound(Driven):
         """
         A flow waits for the end of its response; give the response that goes on.
         """
-        tail = self.exchange.add_wait(flow, response)
-        response._close()
-        if tail is not None:
+        exchange = self.exchange
+        if self.plain:
+            exchange.waits = [*exchange.waits, (flow, response)]
+            response._close()
+        else:
+            tail = exchange.add_tail(flow)
+            tail.response = response
+            response._close()
             tail.background = response.background
             tail.body = response._body
         # Where nobody is further out, nobody needs one of his own.
         same = not self.waiting and response._body is None
         outward = response if same else response._outward()
-        response._progress = self._progress_of(outward)
+        progress = self._progress
+        if progress is None or outward._body is not None or self._silent:
+            progress = self._progress_of(outward)
+        response._progress = progress
         if type(flow) is Observer:
-            flow.observe(response._progress)
+            flow.observe(progress)
         return outward
 
     def _progress_of(self, outward: AppResponse) -> Progress:
@@ -800,7 +847,7 @@ class Outbound(Driven):
             if self._progress.silent or not self._silent:
                 return self._progress
             body = outward._body = self.body()  # it is another one from here on
-        trailers = outward._has_trailers()
+        trailers = bool(outward._message.get("trailers"))
         if body is None:
             silent = self._silent or self.is_head()
             progress = self._progress = Progress(trailers=trailers, silent=silent)
@@ -937,10 +984,6 @@ class Outbound(Driven):
             self.state = PASSING
             return
         self.state = COUNTED
-        progress = progresses[0]
-        # From ASGI 2.4 on `send` may raise for any message, and the app may go on.
-        if len(progresses) == 1 and type(progress) is Progress and not progress.silent:
-            self.tally = None if self._spec_version() >= (2, 4) else progress
 
     def body(self) -> Body:
         """
@@ -967,7 +1010,7 @@ class Outbound(Driven):
         if self.taken and not _context.is_cancellation(failure):
             await self.wait()  # an orphan of the source is inside a step
         self.exchange.on_hold = None
-        if self.tally is not None and failure is not None and not self.tally.complete:
+        if self.tally and failure is not None and not self.tally.complete:
             # A chunk is counted when the server gets it, also one that it has failed with.
             sending, size = self._tallied
             if not _context.is_cancellation(failure) and _came_out_of(sending, failure):
