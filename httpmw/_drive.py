@@ -235,17 +235,19 @@ class Begun:
     A step of a flow, of which the first part was taken by hand; await it for the rest.
     """
 
-    __slots__ = ("_awaited", "_exc", "_value", "flow", "step")
+    __slots__ = ("_awaited", "_exc", "_value", "flow", "response", "step")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - nearly always the first four
         self,
         flow: Any,
+        response: Any,
         step: Any = None,
         awaited: Any = None,
         value: Any = None,
         exc: BaseException | None = None,
     ) -> None:
         self.flow = flow
+        self.response = response  # that the flow got
         self.step = step
         self._awaited = awaited
         self._value = value

@@ -13,7 +13,7 @@
 #
 # Rule 1: a flow is stepped by one caller at a time, and it is always ended by the adapter, in
 # the request's own task where possible. It is in `waiting`, in `waits` or `tails`, or being
-# stepped; never in two of them, so its state is known before it is touched (a finished generator
+# stepped; never in two of them, so its phase is known before it is touched (a finished generator
 # would swallow an exception that is thrown in).
 # Rule 2: the start is sent exactly once, before any body, and nothing follows the last message:
 # `waiting` is empty when the start is sent, and one source at a time is not discarded.
@@ -49,19 +49,10 @@ from ._drive import Turn
 from ._errors import NoResponseError
 from ._layout import lay_out
 from ._observe import Observer
+from ._phases import COUNTED, INWARD, PASSING, TRAVELLING
 from ._response import AppResponse, Outcome, is_framed
 from ._scope import Inward, LayerRequest, handing_outward, inward_of
-from ._travel import (
-    COUNTED,
-    INWARD,
-    PASSING,
-    TRAVELLING,
-    WAITING,
-    Discarded,
-    Outbound,
-    Replacement,
-    not_a_new_response,
-)
+from ._travel import Discarded, Outbound, Replacement, not_a_new_response
 
 if TYPE_CHECKING:
     from ._call_next import DispatchFlow
@@ -175,7 +166,7 @@ class Adapter:
             exchange.handlers = scope["starlette.exception_handlers"]
         exchange.plain = True
         exchange.touched = False
-        exchange.state = INWARD
+        exchange.phase = INWARD
         exchange.waiting = waiting = []
         exchange.loop = loop = running_loop()
         states = _context.states
@@ -272,7 +263,7 @@ class Adapter:
                     await app(scope, receive, send)
                     return
                 else:
-                    exchange.state = WAITING
+                    exchange.phase = exchange.phase.called
                     inner = exchange.app
                     if scope is not given:
                         inner = handing_outward(inner, exchange.inwards)
@@ -283,9 +274,9 @@ class Adapter:
                     except BaseException as exc:
                         failure = exc
                     else:
-                        if exchange.state is PASSING and exchange.plain:
+                        if exchange.phase is PASSING and exchange.plain:
                             return
-                    ended = exchange.state
+                    ended = exchange.phase
                     if ended is not PASSING and (
                         failure is not None or ended is not COUNTED or exchange.taken
                     ):
@@ -391,7 +382,7 @@ class Exchange(Outbound):
         """
         Whether the inner app has been called, or a flow has answered in its place.
         """
-        return self.state is not INWARD
+        return self.phase is not INWARD
 
     # ------------------------------------------------------------------ the way inward
 
@@ -493,7 +484,7 @@ class Exchange(Outbound):
         response, failure = await self.answer(conn, exc)
         if response is None:
             return failure
-        self.state = WAITING
+        self.phase = self.phase.called
         tail = self.add_tail()
         tail.failure = await Replacement(self, tail).run(response)
         return None
@@ -507,7 +498,7 @@ class Exchange(Outbound):
             return await self.misuse(self.waiting.pop(), mistake)
         if self.states and open_scopes(self.task) != scopes:
             return await self.scope_held(scopes)
-        self.state = WAITING
+        self.phase = self.phase.called
         if len(self.waiting) > 1 or self.incoming is not None or not is_framed(value):
             tail = self.add_tail(self.waiting.pop())
             tail.failure = await Replacement(self, tail).run(value)
@@ -876,10 +867,10 @@ class Exchange(Outbound):
         """
         Whether a flow may drop the rest of the body: not where the inner app runs and reads it.
         """
-        if self.state is TRAVELLING:
+        if self.phase is TRAVELLING:
             turn = self._receiving
             return not incoming.taken and (turn is None or not turn.taken)
-        self.drained = self.state is INWARD
+        self.drained = self.phase is INWARD
         return True
 
     async def receive_from_server(self) -> Message:

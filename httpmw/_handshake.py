@@ -38,8 +38,9 @@ from ._connection import Connection, ReceivedHandshake
 from ._errors import NoResponseError
 from ._exchange import LAYOUT, Adapter, AnyFlow, Exchange, Functions
 from ._layout import lay_out
+from ._phases import DISCARDED, PASSING, TRAVELLING, WAITING
 from ._response import ORIGIN, AppResponse, Outcome
-from ._travel import DISCARDED, PASSING, TRAVELLING, WAITING, Discarded, Outbound
+from ._travel import Discarded, Outbound
 
 if TYPE_CHECKING:
     from typing import Self
@@ -214,7 +215,7 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
             inner = InnerHandshake.between(receive, send)
             inner.app, inner.scope = app, scope
             inner.task, inner.loop, inner.states = self.task, self.loop, self.states
-            inner.plain, inner.state, inner.waiting = True, WAITING, []
+            inner.plain, inner.phase, inner.waiting = True, WAITING, []
             await app(scope, inner.receive, inner.send)
 
         surrounded = around(in_websocket)
@@ -290,7 +291,7 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
         straight = self._straight_send
         if straight is not None:
             return straight(message)
-        if message["type"] == _ACCEPT and self.state is WAITING:
+        if message["type"] == _ACCEPT and self.phase is WAITING:
             self.answered = _ACCEPT
             start: Message = {"type": _START, "status": ACCEPTED, ORIGIN: message}
             if "headers" in message:
@@ -357,7 +358,7 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
         Give the outermost exchange, where nobody sees what passes.
         """
         # Something may have been read ahead.
-        if self.state is not PASSING or self.incoming is not None:
+        if self.phase is not PASSING or self.incoming is not None:
             return None
         if self.is_outermost:
             return self
@@ -379,12 +380,12 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
         """
         What a layer further in has as `receive`.
         """
-        if self._asked and (self.state is WAITING or self.state is TRAVELLING):
+        if self._asked and (self.phase is WAITING or self.phase is TRAVELLING):
             message = await self._listen()
         else:
             self._asked = True  # the first message is there, whoever asks
             message = await super().receive()
-        if self.state is DISCARDED:
+        if self.phase is DISCARDED:
             self._told_gone(DiscardedSocket)
         return message
 
@@ -421,7 +422,7 @@ class Handshake(Edge, Exchange):  # pyrefly: ignore[invalid-inheritance]
 
     async def _pump(self, body: Body, *, trailers: bool) -> None:
         await super()._pump(body, trailers=trailers)
-        if self.state is DISCARDED:
+        if self.phase is DISCARDED:
             self._wake()
 
     async def _drop(self, message: Message) -> None:

@@ -50,6 +50,16 @@ from ._body import (
 from ._context import checkpoint, open_scopes, task_of, trio_task
 from ._drive import Begun, Driven
 from ._observe import Callback, Observer, outcome_of
+from ._phases import (
+    COUNTED,
+    DISCARDED,
+    PASSING,
+    REFUSED,
+    TRAILERS_ONLY,
+    TRAVELLING,
+    WAITING,
+    Phase,
+)
 from ._response import AppResponse, Headers, frame, frame_nothing, framed, is_framed, received
 
 if TYPE_CHECKING:
@@ -80,16 +90,6 @@ class Discarded(OSError):
 
 _BODY: Final = "http.response.body"
 
-INWARD: Final = 0  # the source is still to be called
-WAITING: Final = 1  # for the start
-TRAVELLING: Final = 2  # the start is on its way outward, or waits for a body
-PASSING: Final = 3  # messages go straight to the server
-COUNTED: Final = 4  # the same, and somebody wants to know how many bytes
-UNKNOWN: Final = 5  # whether the server has the start: it is on its way to it, or was lost there
-DISCARDED: Final = 6  # another response was sent: messages are dropped
-DRAINED: Final = 7  # the body is dropped, the trailers that follow it are not
-REFUSED: Final = 8  # a flow failed: sending raises its exception
-
 
 class Outbound(Driven):
     """
@@ -103,15 +103,15 @@ class Outbound(Driven):
     __slots__ = (
         "loop",
         "outgoing",
+        "phase",
         "plain",
         "server_send",
         "started",
-        "state",
         "states",
         "waiting",
     )
 
-    state: int
+    phase: Phase
     # What the source gets as scope.
     scope: Scope
     # The flows that wait for a response, the outermost first.
@@ -154,8 +154,8 @@ class Outbound(Driven):
     # False where it is known only afterwards whether they count, None before the first.
     tally: Progress | Literal[False] | None = None
     _tallied: tuple[Any, int] = (None, 0)
-    # The step of a flow that waits for the body and needs no driver so far, with its response.
-    _waiter: tuple[Begun, AppResponse] | None = None
+    # The step of a flow that waits for the body, and needs no driver so far.
+    _waiter: Begun | None = None
     # The body that is read whole: its messages are kept without anybody being told.
     collecting: LiveBody | None = None
     # Whether the source has begun anew for a client that is known to be gone: what it sends is the
@@ -179,10 +179,13 @@ class Outbound(Driven):
         """
         What the source gets as `send`.
         """
-        state = self.state
-        if state is PASSING:
+        phase = self.phase
+        if phase is PASSING:
             return self.server_send(message)
-        if state is COUNTED:
+        if phase is WAITING:
+            if message["type"] == "http.response.start":
+                return self._start(message)
+        elif phase is COUNTED:
             tally = self.tally
             if tally and message.get("more_body") and message["type"] == _BODY and not self.taken:
                 size = len(message.get("body", b""))
@@ -196,22 +199,20 @@ class Outbound(Driven):
                     return self.send(message)
                 self.outgoing = outgoing = self._to_server(message, counted=True)
                 return outgoing
-        elif state is TRAVELLING:
+        elif phase is TRAVELLING:
             body = self.collecting
             if body is None or not body.keep(message):
                 return self._feed(message)
             if self._progress is not None:
                 self._progress.count(message)
             return _kept()
-        if message["type"] == "http.response.start":
-            return self._start(message)
         return self._send(message)
 
     async def receive(self) -> Message:
         """
         What the source gets as `receive`.
         """
-        if self.state is DISCARDED or self.state is DRAINED:
+        if self.phase is DISCARDED or self.phase is TRAILERS_ONLY:
             self.told_gone = True
             self._lose()
             return DISCONNECT
@@ -235,7 +236,7 @@ class Outbound(Driven):
         """
         Call *callback* when *response*, which a flow has in its hands, is over.
         """
-        if self.state is not TRAVELLING or not response._open:
+        if self.phase is not TRAVELLING or not response._open:
             raise _errors.observed_too_late()
         observer = response._observer
         if observer is None:
@@ -270,7 +271,7 @@ class Outbound(Driven):
         Whether the messages go straight to the server, so that no function has them in hand.
         """
         outbound: Outbound | None = self
-        while outbound is not None and outbound.state in (PASSING, COUNTED):
+        while outbound is not None and outbound.phase in (PASSING, COUNTED):
             outbound = outbound._further_out()
         return outbound is None
 
@@ -279,7 +280,7 @@ class Outbound(Driven):
         Whether another response was sent in place of this one, here or further out.
         """
         outbound: Outbound | None = self
-        while outbound is not None and outbound.state not in (DISCARDED, DRAINED):
+        while outbound is not None and outbound.phase not in (DISCARDED, TRAILERS_ONLY):
             outbound = outbound._further_out()
         return outbound is not None
 
@@ -288,8 +289,8 @@ class Outbound(Driven):
     async def _send(self, message: Message) -> None:
         if self.taken:
             await self.wait()
-        state = self.state
-        if state is TRAVELLING:
+        phase = self.phase
+        if phase is TRAVELLING:
             if message["type"] == "http.response.start":
                 if not self.exchange.gone:
                     raise _errors.second_start()
@@ -300,11 +301,11 @@ class Outbound(Driven):
                 await self.exchange.server_send(message)
             else:  # nothing goes out past the flows
                 await checkpoint()
-        elif state is COUNTED:
+        elif phase is COUNTED:
             await self._to_server(message, counted=True)
-        elif state is REFUSED:
+        elif phase is REFUSED:
             raise self._failure or _errors.over()
-        elif state is DISCARDED or state is DRAINED:
+        elif phase is DISCARDED or phase is TRAILERS_ONLY:
             await self._drop(message)
         elif message["type"] != "http.response.start" or self.exchange.gone:
             # Early hints, debug and whatever else may come before the start; or what follows a
@@ -316,7 +317,7 @@ class Outbound(Driven):
             raise _errors.second_start()
 
     async def _drop(self, message: Message) -> None:
-        if self.state is DRAINED:
+        if self.phase is TRAILERS_ONLY:
             if message["type"] == "http.response.trailers":
                 await self.server_send(message)
                 return
@@ -396,7 +397,7 @@ class Outbound(Driven):
         Most flows wait for nothing. They are stepped right here, by hand; the travel, which has
         to be driven, is only for what comes after the first one that does.
         """
-        if self.state is not WAITING:  # another one came first
+        if self.phase is not WAITING:  # another one came first
             await self._send(message)
             return
         # As in `received()`, without the calls.
@@ -414,26 +415,23 @@ class Outbound(Driven):
         response._message = message
         response.status_code = message["status"]
         response.headers = headers
-        self.state = TRAVELLING
+        self.phase = self.phase.started
         task = self.task
         loop = self.loop
         if (trio_task() if loop is None else task_of(loop)) is task:
             self.stepper = task
             if self.states:  # `open_scopes()`, without the call
                 self.scopes = getattr(self.states.get(ref(task)), "cancel_scope", None)
-            response, begun = self._step(response)
+            left: Any = self._step(response)
             self.stepper = None
-            if begun is None and self.plain:
+            if type(left) is AppResponse and self.plain and not self._progresses:
+                response = left
                 if self._silent:
                     self._send_no_bytes()
-                progresses = self._progresses
-                if progresses:
-                    self.taken = True
-                else:
-                    self.state = UNKNOWN
+                self.phase = self.phase.leaves
                 start = {**message}  # as in `AppResponse._start_message`, without the call
                 start["status"] = response.status_code
-                raw = response.headers._list if response._open else response._sent
+                raw = response.headers._list
                 if type(given) is list or raw != list(given):
                     start["headers"] = raw
                 try:
@@ -441,33 +439,23 @@ class Outbound(Driven):
                 except BaseException as exc:
                     self._start_failed(exc)
                     raise
-                finally:
-                    if self.taken:
-                        self.leave()
-                if progresses:
-                    self.started = True
-                    self.state = COUNTED
-                    now = time.perf_counter()
-                    for progress in progresses:
-                        progress.started_at = now
-                else:
-                    self.state = PASSING
+                self.phase = self.phase.out
                 return
         else:
             run = self.enter()
             step = self._step
-            response, begun = step(response) if run is None else run(step, response)
+            left = step(response) if run is None else run(step, response)
             self.stepper = None
         if self._paused:
             self.exchange.on_hold = self
             return
         self.taken = True
         try:
-            await self._go_on(response, begun)
+            await self._go_on(left)
         finally:
             if self.paused:
                 self.exchange.on_hold = self
-            begun = None  # it may hold an exception, which holds this frame
+            left = None  # it may hold an exception, which holds this frame
             self.leave()
 
     async def _feed(self, message: Message) -> None:
@@ -517,7 +505,7 @@ class Outbound(Driven):
     async def _feed_flow(self, message: Message) -> None:
         self.taken = True
         self.collecting = None
-        begun: Begun | None = None
+        left: AppResponse | Begun | None = None
         noted = message
         try:
             if message["type"] == "http.response.pathsend":
@@ -525,30 +513,30 @@ class Outbound(Driven):
             if self._waiter is None:
                 await self.resume(message)
             else:
-                (begun, response), self._waiter = self._waiter, None
+                left, self._waiter = self._waiter, None
                 self._paused = False
                 run = self.enter()
                 if run is None:
-                    response, begun = self._step(response, begun, message)
+                    left = self._step(left.response, left, message)
                 else:
-                    response, begun = run(self._step, response, begun, message)
+                    left = run(self._step, left.response, left, message)
                 if not self.paused:
                     self.stepper = None
-                    await self._go_on(response, begun)
+                    await self._go_on(left)
         finally:
-            begun = None  # it may hold an exception, which holds this frame
+            left = None  # it may hold an exception, which holds this frame
             self._fed()
         if self._progress is not None:
             self._progress.count(noted)
 
     def _step(
         self, response: AppResponse, begun: Begun | None = None, message: Any = None
-    ) -> tuple[AppResponse, Begun | None]:
+    ) -> AppResponse | Begun:
         """
         Step the waiting flows outward as long as they wait for nothing; the first may have begun.
 
-        Give the response as it is then, and the step that waits for something, or went wrong. One
-        that waits for the body is held until the source's next message.
+        Give the response as it has become, or the step that waits for something, or went wrong. One
+        that waits for the body is left as it is until the source's next message.
         """
         waiting = self.waiting
         status = response._message["status"]
@@ -563,13 +551,13 @@ class Outbound(Driven):
                     step = flow.asend(response)
                     awaited = step.send(None)
                 else:
-                    return response, None
+                    return response
             except StopAsyncIteration:
                 # One that nobody has set is the very object.
                 if was_empty or ((now := response.status_code) is not status and now in BODILESS):
                     mistake = self._silence(flow, response)
                     if mistake is not None:
-                        return response, Begun(flow, exc=mistake)
+                        return Begun(flow, response, exc=mistake)
                 if not self.plain:
                     response = self._left(response)
                     continue
@@ -577,7 +565,7 @@ class Outbound(Driven):
                     raw = response.headers._list
                 except AttributeError:
                     error = _errors.assigned_headers(response.headers)
-                    return response, Begun(flow, exc=error)
+                    return Begun(flow, response, exc=error)
                 if waiting:  # nobody but the next one has a use for it
                     response._received = raw.copy()
             except StopIteration as stop:
@@ -591,27 +579,27 @@ class Outbound(Driven):
                 ):
                     response = self._wait(flow, response)
                 else:
-                    return response, Begun(flow, value=stop.value)
+                    return Begun(flow, response, value=stop.value)
             except BaseException as exc:
-                return response, Begun(flow, exc=exc)
+                return Begun(flow, response, exc=exc)
             else:
-                begun = Begun(flow, step, awaited)
+                begun = Begun(flow, response, step, awaited)
                 if awaited is self and not self.has_crossed():
                     self._paused = True
-                    self._waiter = begun, response
+                    self._waiter = begun
                 awaited = None
-                return response, begun
+                return begun
 
-    def _go_on(self, response: AppResponse, begun: Begun | None) -> Awaitable[Any]:
+    def _go_on(self, left: AppResponse | Begun) -> Awaitable[Any]:
         """
         Do what is left of the travel when flows were stepped by hand, as far as it can be done.
         """
-        body = response._body
+        if isinstance(left, Begun):
+            return self.start(self._travel(left.response, left), begun=True)
         # What is kept for the app is set in the context of the request.
-        if begun is None and (body is None or type(body) in _WHOLE) and not self.exchange.kept:
-            return self._deliver(response)
-        travel = self._deliver(response) if begun is None else self._travel(response, begun)
-        return self.start(travel, begun=begun is not None)
+        if (left._body is None or type(left._body) in _WHOLE) and not self.exchange.kept:
+            return self._deliver(left)
+        return self.start(self._deliver(left))
 
     def _thaw(self) -> None:
         """
@@ -619,8 +607,8 @@ class Outbound(Driven):
         """
         self.collecting = None
         if self._waiter is not None:
-            (begun, response), self._waiter = self._waiter, None
-            self._coroutine = travel = self._travel(response, begun)
+            begun, self._waiter = self._waiter, None
+            self._coroutine = travel = self._travel(begun.response, begun)
             travel.send(None)  # to where the flow waits
 
     def close(self) -> None:
@@ -722,7 +710,7 @@ class Outbound(Driven):
             if progresses:
                 self._settle()
         finally:
-            if self.state is TRAVELLING:
+            if self.phase is TRAVELLING:
                 self._let_pass()
 
     def _note_start(self) -> None:
@@ -873,7 +861,7 @@ class Outbound(Driven):
             tail.without_response = True
         else:
             self._failure = tail.failure = kept
-        self.state = REFUSED
+        self.phase = self.phase.failed
         return failure
 
     def _streams_on(self, value: Any, response: AppResponse) -> TypeGuard[StreamingResponse]:
@@ -933,7 +921,7 @@ class Outbound(Driven):
             value = copy.copy(value)
             value.background = None
         failure = await Replacement(self.exchange, tail).run(value)
-        self.state = DISCARDED
+        self.phase = self.phase.replaced
         try:
             tail.failure = _context.without_cancellations(failure)  # see `_fail`
             if failure is not None and not isinstance(failure, Exception):
@@ -954,14 +942,14 @@ class Outbound(Driven):
                 return
             await self._to_server(await body.take())
         if body.source is not live:
-            self.state = DISCARDED
+            self.phase = self.phase.replaced
         elif live.ended and not self._cut:
             self._let_pass()
             if body is live and self.plain is None:  # nothing else is left to be done
                 self.plain = True
                 self._body = None
         else:
-            self.state = DRAINED if trailers else DISCARDED
+            self.phase = self.phase.body_replaced if trailers else self.phase.replaced
 
     def _send_no_bytes(self) -> None:
         send = self.server_send
@@ -976,14 +964,14 @@ class Outbound(Driven):
         elif _context.is_cancellation(exc):
             self._lost = self.exchange.add_tail()
             self._lost.without_response = True
-        self.state = UNKNOWN
+        self.phase = self.phase.lost
 
     def _let_pass(self) -> None:
         progresses = self._progresses
         if not progresses:
-            self.state = PASSING
+            self.phase = self.phase.out
             return
-        self.state = COUNTED
+        self.phase = self.phase.out_counted
 
     def body(self) -> Body:
         """
@@ -1015,7 +1003,7 @@ class Outbound(Driven):
             sending, size = self._tallied
             if not _context.is_cancellation(failure) and _came_out_of(sending, failure):
                 self.tally.bytes_sent -= size
-        if self.state is TRAVELLING and self.paused:
+        if self.phase is TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
         if self._signal is not None:
             # To be dropped by the layer that discarded the source: those further in see what a
@@ -1069,7 +1057,7 @@ class Outbound(Driven):
         except BaseException as exc:
             # A flow's own failure is kept already; a body that was cut off on its way to the
             # server just looks cut off, as it would without us.
-            if self.state is not REFUSED and exc is not thrown:
+            if self.phase is not REFUSED and exc is not thrown:
                 failure = failure or exc
         try:
             return failure
@@ -1090,7 +1078,7 @@ class Replacement(Outbound):
         self.scope = exchange.scope_of_answers(len(exchange.waiting))
         self.giver = giver
         self.task = exchange.task
-        self.state = WAITING
+        self.phase = WAITING
         self.waiting = exchange.waiting
         self.server_send = exchange.server_send
         self.plain = False

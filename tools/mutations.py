@@ -147,25 +147,25 @@ MUTATIONS = [
         "an app whose response was replaced is not discarded",
         TRAVEL,
         """.run(value)
-        self.state = DISCARDED""",
+        self.phase = self.phase.replaced""",
         """.run(value)
-        self.state = PASSING""",
+        self.phase = self.phase.out""",
     ),
     Mutation(
         "an app whose body was set is not discarded",
         TRAVEL,
         """        if body.source is not live:
-            self.state = DISCARDED""",
+            self.phase = self.phase.replaced""",
         """        if body.source is not live:
-            self.state = PASSING""",
+            self.phase = self.phase.out""",
     ),
     Mutation(
         "a start that failed may be sent again",
         TRAVEL,
         """            self._lost.without_response = True
-        self.state = UNKNOWN""",
+        self.phase = self.phase.lost""",
         """            self._lost.without_response = True
-        self.state = WAITING""",
+        self.phase = WAITING""",
         tests="tests/engine/test_events.py::test_app_cancels_its_own_send_and_tries_again",
     ),
     Mutation(
@@ -239,14 +239,14 @@ MUTATIONS = [
         TRAVEL,
         """        if self.taken:
             await self.wait()
-        state = self.state""",
-        """        state = self.state""",
+        phase = self.phase""",
+        """        phase = self.phase""",
     ),
     # A discarded app sees what a client that left would show it.
     Mutation(
         "a discarded app receives from the server",
         TRAVEL,
-        """        if self.state is DISCARDED or self.state is DRAINED:
+        """        if self.phase is DISCARDED or self.phase is TRAILERS_ONLY:
             self.told_gone = True""",
         """        if False:
             self.told_gone = True""",
@@ -676,7 +676,7 @@ MUTATIONS = [
     Mutation(
         "flows that wait are forgotten where something else is to be done",
         EXCHANGE,
-        "self.add_wait(flow, response)",
+        "self.add_tail(flow).response = response",
         "pass",
     ),
     Mutation(
@@ -713,10 +713,8 @@ MUTATIONS = [
     Mutation(
         "a second start may overtake the first",
         TRAVEL,
-        """                self.state = UNKNOWN
-                start =""",
-        """                self.state = PASSING
-                start =""",
+        "self.phase = self.phase.leaves",
+        "self.phase = self.phase.out",
         tests="tests/engine/test_events.py::test_sibling_sends_a_second_start_while_the_first_is_on_its_way",
     ),
     Mutation(
@@ -830,8 +828,8 @@ MUTATIONS = [
     Mutation(
         "chunks count before a server of ASGI 2.4 has taken them",
         TRAVEL,
-        "self.tally = None if self._spec_version() >= (2, 4) else progress",
-        "self.tally = progress",
+        "return False if self._spec_version() >= (2, 4) else progress",
+        "return progress",
         tests="tests/engine/test_response.py",
     ),
     Mutation(
@@ -1062,15 +1060,15 @@ MUTATIONS = [
     Mutation(
         "messages go straight past those who count",
         HANDSHAKE,
-        "        if self.state is not PASSING or self.incoming is not None:\n",
+        "        if self.phase is not PASSING or self.incoming is not None:\n",
         "        if self.incoming is not None:\n",
         tests="tests/engine/test_handshake.py::test_how_it_ended",
     ),
     Mutation(
         "messages go straight past what was read ahead",
         HANDSHAKE,
-        "        if self.state is not PASSING or self.incoming is not None:\n",
-        "        if self.state is not PASSING:\n",
+        "        if self.phase is not PASSING or self.incoming is not None:\n",
+        "        if self.phase is not PASSING:\n",
         tests="tests/engine/test_handshake.py::test_a_disconnect_that_was_read_ahead_is_not_lost",
     ),
     Mutation(
