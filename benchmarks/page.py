@@ -183,6 +183,28 @@ def loops(results: Results) -> str:
     )
 
 
+def work(results: Results) -> str:
+    rows = results["jobs"]["rows"]
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+
+    def figure(job: str, size: str) -> str:
+        row = row_of(results, "jobs", job=job, size=size)
+        goal = "" if row["goal"] is None else f", goal {row['goal']:g}x"
+        return f"{row['httpmw us']['median']:.0f}, {row['times']['median']:.1f}x{goal}"
+
+    return part(
+        results,
+        "jobs",
+        markdown(
+            ["µs added, times by hand", *sizes],
+            [
+                [job, *(figure(job, size) for size in sizes)]
+                for job in dict.fromkeys(row["job"] for row in rows)
+            ],
+        ),
+    )
+
+
 def jobs(results: Results) -> str:
     answer = by_hand(results, "httpmw: early answer", 1)["times"]["asgi: early answer"]
 
@@ -420,6 +442,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "layers": ("grid", layers),
     "chunks": ("grid", chunks),
     "loops": ("grid", loops),
+    "work": ("jobs", work),
     "jobs": ("grid", jobs),
     "stack": ("stack", stack),
     "pythons": ("pythons", pythons),

@@ -624,6 +624,10 @@ class Body:
         self.in_use = False
         self.readers: Sequence[ref[ResponseChunks]] = ()
 
+    def __repr__(self) -> str:
+        rest = "complete" if self.ended else "more to come"
+        return f"<{type(self).__name__}: {len(self.ahead)} messages ahead, {rest}>"
+
     @property
     def source(self) -> Body:
         """

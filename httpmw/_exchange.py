@@ -377,6 +377,15 @@ class Exchange(Outbound):
     def exchange(self) -> Exchange:
         return self
 
+    def __repr__(self) -> str:
+        waiting = len(self.waiting)
+        ending = len(self.waits) + len(self.tails)
+        path = self.scope.get("path", "")
+        return (
+            f"<{type(self).__name__} {path!r} {self.phase!r}: {waiting} wait for the response, "
+            f"{ending} for the end>"
+        )
+
     @property
     def entered(self) -> bool:
         """

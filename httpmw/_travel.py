@@ -1089,6 +1089,9 @@ class Replacement(Outbound):
     def exchange(self) -> Exchange:
         return self._exchange
 
+    def __repr__(self) -> str:
+        return f"<Replacement {self.phase!r} in {self._exchange!r}>"
+
     async def run(self, source: Response) -> BaseException | None:
         """
         Run *source* to its end; give back what it failed with.

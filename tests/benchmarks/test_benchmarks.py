@@ -225,7 +225,7 @@ def test_every_other_benchmark_has_the_figures_of_its_targets():
     summary = report.summary()
     others = [target for target in targets.TARGETS if target.benchmark != "grid"]
 
-    assert {"stack", "budget", "memory", "servers", "handshakes"} == {
+    assert {"jobs", "stack", "budget", "memory", "servers", "handshakes"} == {
         target.benchmark for target in others
     }
     assert [] == [target.says for target in others if target.measured(summary) is None]

@@ -27,7 +27,6 @@ AGAINST = {
     ("_exchange", "_call_next"),
     ("_exchange", "_handshake"),
     ("_handlers", "_connection"),
-    ("_installed", "stack"),
     ("_limit", "_exchange"),
     ("_observe", "_response"),
     ("_response", "_call_next"),

@@ -2402,3 +2402,41 @@ async def test_few_messages_keep_their_bounds(fused: bool) -> None:
     server = await request(stack(app, mw, mw, fused=fused))
 
     assert [len(message["body"]) for message in server.sent[1:]] == [*app.sizes, 0]
+
+
+# -- in a debugger ---------------------------------------------------------------------------
+
+
+async def test_what_shows_up_in_a_debugger(fused: bool) -> None:
+    """A body, and the request behind it, say where they are."""
+    seen = []
+
+    async def mw(conn: Connection) -> Flow:
+        response = yield
+        await response.read()
+        seen.append(repr(response._body))
+        seen.append(repr(response._outbound))
+
+    await request(stack(PlainTextResponse("hello"), mw, fused=fused), path="/a")
+
+    assert seen == [
+        "<LiveBody: 1 messages ahead, complete>",
+        "<Exchange '/a' TRAVELLING: 0 wait for the response, 0 for the end>",
+    ]
+
+
+async def test_replacement_in_a_debugger() -> None:
+    """It says whose request it is in."""
+    seen = []
+
+    async def outer(conn: Connection) -> Flow:
+        response = yield
+        seen.append(repr(response._outbound))
+
+    async def inner(conn: Connection) -> Flow:
+        yield PlainTextResponse("early")
+
+    await request(stack(PlainTextResponse("hello"), outer, inner, fused=True), path="/a")
+
+    exchange = "<Exchange '/a' WAITING: 0 wait for the response, 1 for the end>"
+    assert seen == [f"<Replacement TRAVELLING in {exchange}>"]
