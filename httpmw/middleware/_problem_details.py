@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -32,6 +33,7 @@ from httpmw._response import AppResponse
 
 from ._ids import request_id, trace_id
 from ._ready import Exclude, Ready, view_of
+from ._refuse import Drain, Refusal
 
 Handler: TypeAlias = Callable[[Connection[Any], Any], Any]
 Member: TypeAlias = Literal["request_id", "trace_id"]
@@ -164,6 +166,9 @@ class ProblemDetailsMiddleware(Ready):
         include: Which of `request_id` and `trace_id` become members, where they are known.
         reraise: Whether an unknown exception, or the failure of a handler, is raised on when the
             answer is out; else the logger `httpmw` has it.
+        drain: Whether what the application has not read of the body is received before an error is
+            answered, and up to which bounds; a mapping has `max_size` (bytes, by default 1 MiB) and
+            `seconds` (by default 1). Without it a proxy may answer a large upload with a 502.
         when: As in `HTTPMiddleware`.
         exclude: Paths for which it is not there, or a predicate.
         websocket: As in `HTTPMiddleware`; by default True.
@@ -188,6 +193,7 @@ class ProblemDetailsMiddleware(Ready):
         instance: Callable[[Connection[Any]], str | None] | None = None,
         include: Sequence[Member] = ("request_id",),
         reraise: bool = True,
+        drain: Drain = True,
         when: Predicate | None = None,
         exclude: Exclude = (),
         websocket: bool | None = None,
@@ -211,6 +217,7 @@ class ProblemDetailsMiddleware(Ready):
         self._instance = instance
         self._include = tuple(include)
         self._reraise = reraise
+        self._refusal = Refusal(type(self), None, drain)
 
     @classmethod
     def _checked(cls, handlers: Any) -> dict[type, Handler]:
@@ -253,6 +260,9 @@ class ProblemDetailsMiddleware(Ready):
             if answer is None:
                 raise
             made, failure = answer
+            if not await self._refusal.drain(conn):
+                made = copy.copy(made)  # a handler may give the same one to all
+                made.raw_headers = [*made.raw_headers, (b"connection", b"close")]
             yield made
             if failure is exc:
                 raise
@@ -344,6 +354,9 @@ class ProblemDetailsMiddleware(Ready):
         headers["content-type"] = media_type
         if self._negotiate:
             headers.add_vary_header("Accept")
+        # The application has sent all of its answer: it will not read any more.
+        if not await self._refusal.drain(conn):
+            headers["connection"] = "close"
 
     # ------------------------------------------------------------------ documents
 

@@ -52,7 +52,8 @@ def test_the_demo_says_what_is_not_as_it_should_be(
     """
     monkeypatch.setattr(demo, "app", Starlette())
     monkeypatch.setattr(demo, "STEPS", demo.STEPS[:1])
-    monkeypatch.setattr(demo, "TIMEOUT", 0.01)
+    monkeypatch.setattr(demo, "READY", [])
+    monkeypatch.setattr(demo, "TIMEOUT", 1)
 
     code = demo.main()
 

@@ -896,3 +896,54 @@ async def test_a_stream_that_was_cut_is_no_problem(spec: str | None) -> None:
 
     assert server.body == b"a"
     assert server.error is None or isinstance(server.error, ClientDisconnect)
+
+
+# -- uploads ---------------------------------------------------------------------------------
+
+
+def refusing(what: str, **options: Any) -> Any:
+    """Make an application that answers an error without having read the request."""
+    app = FastAPI()
+    app.add_middleware(ProblemDetailsMiddleware, reraise=False, **options)
+
+    @app.post("/")
+    async def endpoint() -> None:
+        if what == "raises":
+            raise RuntimeError("before the upload was read")
+        raise HTTPException(401, "who are you?", {"www-authenticate": "Bearer"})
+
+    return app
+
+
+@pytest.mark.parametrize("what", ["raises", "answers"])
+@pytest.mark.parametrize(
+    ("drain", "receives", "closes"),
+    [(True, 2, False), ({"max_size": 3}, 0, True), (False, 0, False)],
+)
+async def test_what_is_left_of_an_upload_is_received(
+    what: str, drain: Any, receives: int, *, closes: bool
+) -> None:
+    """Before an error is answered; beyond the bound the connection ends."""
+    app = refusing(what, drain=drain)
+    server = await request(app, method="POST", headers={"content-length": "4"}, body=[b"ab", b"cd"])
+
+    assert server.status == (500 if what == "raises" else 401)
+    assert server.headers["content-type"] == "application/problem+json"
+    assert server.receives == receives
+    assert ("connection" in server.headers) is closes
+
+
+async def test_a_response_that_a_handler_gives_to_all_is_left_alone() -> None:
+    """`connection: close` is said of this request, not by the handler's own object."""
+    shared = PlainTextResponse("sorry", 503)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError
+
+    layer = ProblemDetailsMiddleware(
+        app, handlers={LookupError: lambda conn, exc: shared}, drain={"max_size": 3}
+    )
+    server = await request(layer, method="POST", headers={"content-length": "4"}, body=b"abcd")
+
+    assert server.headers["connection"] == "close"
+    assert "connection" not in shared.headers
