@@ -24,8 +24,9 @@ from httpmw._response import AppResponse
 
 from ._codings import Coder, Coding, brotli, gzip, zstd
 from ._conditions import Tag, tag_of, tags_of
+from ._draining import Drain
 from ._ready import Exclude, Ready, headers_of, view_of
-from ._refuse import Drain, Refusal, Respond
+from ._refuse import Refusal, Respond
 
 TYPES: Final = (
     *("text/*", "*+json", "*+xml", "application/json", "application/javascript"),

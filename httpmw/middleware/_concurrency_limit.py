@@ -28,6 +28,7 @@ from httpmw._context import running_loop, task_of
 from httpmw._errors import DeadlineExceeded
 from httpmw._response import AppResponse
 
+from ._draining import Drain
 from ._gcra import is_count
 from ._gradient import AdaptiveLimit, Gradient
 from ._ready import Exclude, Ready
@@ -35,7 +36,6 @@ from ._refuse import (
     COUNTED,
     STREAMS,
     Counted,
-    Drain,
     Refusal,
     Respond,
     retry_events,

@@ -20,8 +20,9 @@ from starlette.types import ASGIApp
 from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
 
+from ._draining import Drain
 from ._ready import Exclude, Ready, view_of
-from ._refuse import Drain, Refusal, Respond
+from ._refuse import Refusal, Respond
 
 _log: Final = logging.getLogger("httpmw.cross_origin")
 

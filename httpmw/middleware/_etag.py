@@ -21,8 +21,9 @@ from httpmw._connection import Connection
 from httpmw._response import AppResponse
 
 from ._conditions import Conditions, Tag, tag_of, verdict
+from ._draining import Drain
 from ._ready import Exclude, Ready, headers_of, view_of
-from ._refuse import Drain, Refusal, Respond
+from ._refuse import Refusal, Respond
 
 Current = Callable[[Connection[Any]], Awaitable[str | None]]
 

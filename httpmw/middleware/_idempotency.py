@@ -30,9 +30,10 @@ from httpmw._connection import Connection
 from httpmw._context import running_loop
 from httpmw._response import AppResponse
 
+from ._draining import Drain
 from ._idempotency_store import Claim, IdempotencyStore, decoded, encoded, not_replayable
 from ._ready import Exclude, Ready
-from ._refuse import STREAMS, Drain, Refusal, Respond
+from ._refuse import STREAMS, Refusal, Respond
 from ._stores import Caller, StoreError, check_loop, hashed, is_like, is_seconds
 
 _log: Final = logging.getLogger("httpmw.idempotency")

@@ -31,9 +31,9 @@ from httpmw._connection import Connection
 from httpmw._handlers import is_async
 from httpmw._response import AppResponse
 
+from ._draining import Drain, Draining
 from ._ids import request_id, trace_id
 from ._ready import Exclude, Ready, view_of
-from ._refuse import Drain, Refusal
 
 Handler: TypeAlias = Callable[[Connection[Any], Any], Any]
 Member: TypeAlias = Literal["request_id", "trace_id"]
@@ -217,7 +217,7 @@ class ProblemDetailsMiddleware(Ready):
         self._instance = instance
         self._include = tuple(include)
         self._reraise = reraise
-        self._refusal = Refusal(type(self), None, drain)
+        self._draining = Draining(type(self), drain)
 
     @classmethod
     def _checked(cls, handlers: Any) -> dict[type, Handler]:
@@ -260,7 +260,7 @@ class ProblemDetailsMiddleware(Ready):
             if answer is None:
                 raise
             made, failure = answer
-            if not await self._refusal.drain(conn):
+            if not await self._draining.drain(conn):
                 made = copy.copy(made)  # a handler may give the same one to all
                 made.raw_headers = [*made.raw_headers, (b"connection", b"close")]
             yield made
@@ -355,7 +355,7 @@ class ProblemDetailsMiddleware(Ready):
         if self._negotiate:
             headers.add_vary_header("Accept")
         # The application has sent all of its answer: it will not read any more.
-        if not await self._refusal.drain(conn):
+        if not await self._draining.drain(conn):
             headers["connection"] = "close"
 
     # ------------------------------------------------------------------ documents

@@ -29,11 +29,12 @@ from httpmw._connection import Connection
 from httpmw._response import AppResponse
 
 from . import _rate_fields
+from ._draining import Drain
 from ._gcra import RatePolicy, RateStore, is_count, policies_of
 from ._memory_store import MemoryStore
 from ._rate_fields import Standing
 from ._ready import Exclude, Ready
-from ._refuse import COUNTED, Counted, Drain, Refusal, Respond, retry_events, wants_events_alone
+from ._refuse import COUNTED, Counted, Refusal, Respond, retry_events, wants_events_alone
 from ._route import route_template
 from ._stores import Caller, StoreError, hashed, is_seconds
 

@@ -16,15 +16,12 @@ from starlette.responses import Response
 from httpmw import _errors
 from httpmw._connection import Connection
 
+from ._draining import Drain, Draining
 from ._ids import request_id
 
 if TYPE_CHECKING:
     from ._problem_details import Problem
 
-Drain: TypeAlias = Mapping[str, float] | bool
-"""
-How much of an upload is received that is refused: True, False, or `max_size` and `seconds`.
-"""
 Respond: TypeAlias = "Callable[[Connection[Any], Problem], Response]"
 """
 Makes the response to a refused request, from the problem that would be sent.
@@ -41,8 +38,6 @@ STREAMS: Final = frozenset(
     )
 )
 
-DRAIN: Final = {"max_size": 1024 * 1024, "seconds": 1.0}
-
 
 class Refusal:
     """
@@ -55,19 +50,7 @@ class Refusal:
     """
 
     def __init__(self, owner: type, respond: Respond | None, drain: Drain) -> None:
-        if isinstance(drain, Mapping):
-            self._drain: dict[str, Any] | None = {**DRAIN, **drain}
-            is_known = self._drain.keys() == DRAIN.keys()
-            if not is_known or not all(map(_is_bound, self._drain.values())):
-                raise _errors.bad_option(
-                    owner, "drain", drain, "a bool, or a mapping with `max_size` and `seconds`"
-                )
-        elif isinstance(drain, bool):
-            self._drain = dict[str, Any](DRAIN) if drain else None
-        else:
-            raise _errors.bad_option(
-                owner, "drain", drain, "a bool, or a mapping with `max_size` and `seconds`"
-            )
+        self._draining = Draining(owner, drain)
         self._respond = respond
 
     async def response(
@@ -113,17 +96,9 @@ class Refusal:
                 raise _errors.bad_result("response", self._respond, response, "a response")
         for name, value in (headers or {}).items():
             response.headers[name] = value
-        if not await self.drain(conn):
+        if not await self._draining.drain(conn):
             response.headers["connection"] = "close"
         return response
-
-    async def drain(self, conn: Connection[Any]) -> bool:
-        """
-        Drop the request's body; False where the connection has to end.
-        """
-        drained = self._drain is not None and await conn.drain(**self._drain)
-        # From HTTP/2 on a stream ends alone (RFC 9113 section 8.2.2); granian calls 1.0 "1".
-        return drained or self._drain is None or not str(conn.get("http_version")).startswith("1")
 
 
 class Counted:
@@ -180,7 +155,3 @@ def retry_events(milliseconds: int = 5000) -> Response:
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
-
-
-def _is_bound(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

@@ -11,8 +11,9 @@ from httpmw._connection import Connection
 from httpmw._errors import DeadlineExceeded, UploadDeadlineExceeded
 from httpmw._limit import Limit
 
+from ._draining import Drain
 from ._ready import Exclude, Ready
-from ._refuse import Drain, Refusal, Respond, retry_events, wants_events_alone
+from ._refuse import Refusal, Respond, retry_events, wants_events_alone
 
 _log: Final = logging.getLogger("httpmw.timeout")
 # Of a server that is behind another one: 504 is what a proxy says, 503 what it says of itself.

@@ -32,7 +32,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 # What several kinds are made with, and what asks for all of them.
 SHARED = {
     "_recommended",
-    *("_codings", "_conditions", "_ids", "_metrics", "_ready", "_refuse", "_route"),
+    *("_codings", "_conditions", "_draining", "_ids", "_metrics", "_ready", "_refuse", "_route"),
     *("_gcra", "_gradient", "_idempotency_store", "_memory_store", "_rate_fields", "_stores"),
 }
 
