@@ -14,7 +14,7 @@ THIRD_PARTY ?= starlette-context slowapi cashews piccolo_api prometheus-fastapi-
 BIN = $(VENV)/bin
 INSTALL = python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-handshakes bench-ready compare-ready \
+.PHONY: help demo demo-workers test test-all test-lowest lint docs bench bench-all bench-docs bench-page bench-servers bench-handshakes bench-ready compare-ready \
 	transparency upstream third-party servers handshakes load proof soak attack mutate framing fastapis instrumented leaks corpus migrate-fuzz migrate-trees migrate-suites \
 	pythons pyodide show-apps inspector-load answers browser proxies clean
 
@@ -23,6 +23,9 @@ help: ## show this list
 
 demo: $(VENV)/demo.group ## ask a sample application on a real server; SERVE=1 leaves it up
 	@SERVE="$(SERVE)" $(BIN)/python -m examples.demo
+
+demo-workers: $(VENV)/test.group ## ask four workers that count together in Redis, and stop it meanwhile
+	@$(BIN)/python -m examples.workers
 
 test: $(VENV)/test.group ## run the test suite; ARGS="-k name" goes to pytest
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
