@@ -12,6 +12,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from httpmw.middleware import (
+    IdempotencyMiddleware,
     LimitsStore,
     MemoryStore,
     PostgresStore,
@@ -304,6 +305,66 @@ async def test_workers_count_together(name: str, servers: Any, connect: Any) -> 
     answers = [await statuses(app, 2) for app in apps]
 
     assert [status for each in answers for status in each] == [200] * 3 + [429] * 5
+
+
+@on_asyncio
+@of_both
+async def test_round_trips(name: str, own: StoreServer, connect: Any) -> None:
+    """A limit takes one a request, several limits as well; a key takes two, and a replay one."""
+    client = connect(name, own.port)
+
+    async def calls() -> int:
+        found = await client.info("commandstats")
+        return sum(
+            found.get(f"cmdstat_{each}", {"calls": 0})["calls"] for each in ("evalsha", "eval")
+        )
+
+    store = RedisStore(client)
+    app = limited(client, limit="9/second; 99/hour")
+    kept = IdempotencyMiddleware(
+        PlainTextResponse("ok"), store=store, partition=lambda conn: "somebody", lease=60
+    )
+
+    async def post(key: str) -> None:
+        await request(kept, method="POST", headers={"idempotency-key": key})
+
+    await request(app)  # the server gets to know the scripts
+    await post("first")
+    before = await calls()
+    for _ in range(5):
+        await request(app)
+    after = await calls()
+    assert after - before == 5
+    await post("a")
+    assert await calls() - after == 2
+    await post("a")
+    assert await calls() - after == 3
+
+
+@on_asyncio
+@pytest.mark.parametrize("kind", ["psycopg", "asyncpg"])
+async def test_statements(kind: str, postgresql: int) -> None:
+    """In PostgreSQL a key takes two statements, and a replay one."""
+    async with pool_of(kind, postgresql) as pool:
+        store = PostgresStore(pool, table=f"counted_{kind}")
+        await store.create_table()
+        fetch, statements = store._fetch, []
+
+        async def counted(statement: str, arguments: Any) -> Any:
+            statements.append(statement.split(maxsplit=1)[0])
+            return await fetch(statement, arguments)
+
+        store._fetch = counted  # type: ignore[method-assign]
+        kept = IdempotencyMiddleware(
+            PlainTextResponse("ok"), store=store, partition=lambda conn: "somebody", lease=60
+        )
+        bodies = [
+            (await request(kept, method="POST", headers={"idempotency-key": "k"})).body
+            for _ in range(2)
+        ]
+
+    assert bodies == [b"ok", b"ok"]
+    assert statements == ["INSERT", "UPDATE", "INSERT"]
 
 
 @on_asyncio
