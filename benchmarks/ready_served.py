@@ -197,7 +197,7 @@ async def streamed() -> StreamingResponse:
 
 
 async def rows() -> StreamingResponse:
-    return StreamingResponse(chunks(ROWS), media_type="text/csv")
+    return StreamingResponse(chunks(ROWS), media_type="text/plain")
 
 
 async def text(size: str) -> PlainTextResponse:
