@@ -984,7 +984,8 @@ class ResponseChunks(AsyncIterator[bytes]):
         self._ended = False
         self._file: AsyncIterator[bytes] | None = None
         body.in_use = True
-        body.readers = (*body.readers, ref(self))
+        readers: tuple[Any, ...] = (*body.readers, ref(self))
+        body.readers = readers
 
     def __aiter__(self) -> Self:
         return self
@@ -1011,7 +1012,7 @@ class ResponseChunks(AsyncIterator[bytes]):
                     return chunk if type(chunk) is bytes else as_bytes(chunk)
                 if body.ended:
                     break
-        given: bytes = yield from self._next()
+        given: bytes = yield from self._next()  # pyrefly: ignore[invalid-yield]
         return given
 
     async def _next(self) -> bytes:

@@ -148,7 +148,7 @@ class Driven(Turn):
         self._paused = False
         try:
             awaited = call(argument) if run is None else run(call, argument)
-            return (yield from self._drive(awaited))
+            return (yield from self._drive(awaited))  # pyrefly: ignore[invalid-yield]
         except StopIteration as stop:
             return stop.value
         finally:

@@ -541,6 +541,7 @@ class Outbound(Driven):
         waiting = self.waiting
         status = response._message["status"]
         was_empty = status in BODILESS
+        flow: Any = None
         while True:
             try:
                 if begun is not None:
