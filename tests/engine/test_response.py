@@ -2440,3 +2440,59 @@ async def test_replacement_in_a_debugger() -> None:
 
     exchange = "<Exchange '/a' WAITING: 0 wait for the response, 1 for the end>"
     assert seen == [f"<Replacement TRAVELLING in {exchange}>"]
+
+
+# -- chunks that are counted, or kept, on their way --------------------------------------------
+
+
+@pytest.mark.parametrize(("fails", "size"), [("server", 2), ("app", 4)])
+async def test_chunk_that_the_server_fails_with_does_not_count(
+    fails: str, size: int, fused: bool
+) -> None:
+    """Below ASGI 2.4 a chunk counts as the server gets it; one that it fails with does not."""
+    seen = []
+
+    async def logs(conn: Connection) -> Flow:
+        response = yield
+        try:
+            yield response
+        finally:
+            seen.append((response.bytes_sent, response.outcome))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"ab", more=True))
+        await send(body(b"cd", more=True))
+        raise ValueError("app")
+
+    async def send(message: Message) -> None:
+        if fails == "server" and message.get("body") == b"cd":
+            raise ValueError("server")
+
+    with pytest.raises(ValueError, match=fails):
+        await stack(app, logs, fused=fused)(Server(spec="2.3").scope, Server().receive, send)
+
+    assert seen == [(size, "failed")]
+
+
+async def test_body_over_the_limit_is_refused_at_once(fused: bool) -> None:
+    """Who reads no more than so many bytes is told with the first one above, not at the end."""
+    events = []
+
+    async def limits(conn: Connection) -> Flow:
+        response = yield
+        with pytest.raises(ResponseTooLarge):
+            await response.read(max_size=3)
+        events.append("refused")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        for _ in range(3):
+            await send(body(b"ab", more=True))
+            events.append("sent")
+        await send(body())
+
+    server = await request(stack(app, limits, fused=fused))
+
+    assert server.body == b"ababab"
+    assert events == ["sent", "refused", "sent", "sent"]
