@@ -463,7 +463,7 @@ Received.__name__ = Received.__qualname__ = "Connection"
 
 
 def _content_length(scope: Scope) -> int:
-    for key, value in scope["headers"]:
+    for key, value in scope.get("headers", ()):
         if key.lower() == b"content-length":
             try:
                 return int(value)
@@ -475,5 +475,5 @@ def _content_length(scope: Scope) -> int:
 def _is_held_back(scope: Scope) -> bool:
     return any(
         key.lower() == b"expect" and value.lower() == b"100-continue"
-        for key, value in scope["headers"]
+        for key, value in scope.get("headers", ())
     )

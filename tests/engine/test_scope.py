@@ -324,6 +324,40 @@ async def test_headers_of_a_scope_that_can_be_read_once(fused: bool) -> None:
     assert seen == ["2", "2", "2"]
 
 
+async def test_a_scope_without_headers_has_none(fused: bool) -> None:
+    """Tests that call an app by hand leave `headers` out, Starlette's own among them."""
+    seen: list[Any] = []
+
+    async def look(conn: Connection) -> Flow:
+        seen.append((dict(conn.headers), conn.scope["path"]))
+        yield
+
+    async def dispatch(request: Request, call_next: Any) -> Response:
+        seen.append((dict(request.headers), request.scope["path"]))
+        return await call_next(request)
+
+    server = Server()
+    del server.scope["headers"]
+    await server.run(stack(BaseHTTPMiddleware(hello, dispatch), look, look, fused=fused))
+
+    assert seen == [({}, "/")] * 3
+    assert server.body == b"hello"
+
+
+async def test_what_is_left_is_received_where_a_scope_has_no_headers(fused: bool) -> None:
+    """`conn.drain()` looks for a length and an expectation, and finds none."""
+    server = Server(body=[b"a", b"b"])
+    del server.scope["headers"]
+
+    async def refuse(conn: Connection) -> Flow:
+        await conn.drain()
+        yield PlainTextResponse("no", 403)
+
+    await server.run(stack(hello, refuse, fused=fused))
+
+    assert server.status == 403
+
+
 async def test_change_by_a_layer_that_steps_aside_is_seen_by_nobody(fused: bool) -> None:
     """It is not there, whatever it did before."""
     seen = []
