@@ -802,9 +802,9 @@ async def test_a_lease_is_renewed_while_a_request_runs() -> None:
         await store.renewed.wait()
         await PlainTextResponse("ok")(scope, receive, send)
 
-    server = await post(layer(app, store=store, lease=0.06, store_timeout=0.015))
+    server = await post(layer(app, store=store, lease=0.2, store_timeout=0.05))
     count = store.count
-    await anyio.sleep(0.1)
+    await anyio.sleep(0.3)
 
     assert server.body == b"ok"
     assert store.count == count
@@ -816,7 +816,7 @@ async def test_a_claim_that_was_given_up_is_taken_back() -> None:
     store = Leased()
     store.hangs = True
     app = App()
-    kept = layer(app, store=store, store_timeout=0.02, on_unknown="refuse")
+    kept = layer(app, store=store, store_timeout=0.2, on_unknown="refuse")
     assert (await post(kept)).status == 503
     await anyio.sleep(0.01)
     store.hangs = False
