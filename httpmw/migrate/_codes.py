@@ -4,6 +4,11 @@
 # Rule 2: HM2xx is a notice: it was converted, and something changed or is left to do by hand.
 # Rule 3: a code is never used again for something else.
 #
+# A code is said by `unit.say("HM2xx", node, ...)` where its cause is seen: what a variable holds in
+# `following/_values`, a path in `following/_flow`, the function as a whole in
+# `following/_function`, what only the drop-in does in `writing/_dropin`; of files and the project
+# in `_convert`, `_files` and `_project`.
+#
 # docs/migrate-codes.md is generated from this table by `python -m tools.migrate_codes`.
 
 from __future__ import annotations
