@@ -1004,6 +1004,9 @@ class Outbound(Driven):
             sending, size = self._tallied
             if not _context.is_cancellation(failure) and _came_out_of(sending, failure):
                 self.tally.bytes_sent -= size
+                if isinstance(failure, OSError):  # as in `_to_server`
+                    self.exchange.gone = True
+                    self._lose()
         if self.phase is TRAVELLING and self.paused:
             failure = await self._end_travel(source, failure)
         if self._signal is not None:

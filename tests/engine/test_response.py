@@ -2475,6 +2475,37 @@ async def test_chunk_that_the_server_fails_with_does_not_count(
     assert seen == [(size, "failed")]
 
 
+@pytest.mark.unchecked("no server of these versions should do so")
+@pytest.mark.parametrize("chunk", [b"", b"ab", b"cd"], ids=["start", "first", "second"])
+async def test_a_client_that_the_server_tells_of_by_a_chunk_has_left(
+    chunk: bytes, spec: str | None, fused: bool
+) -> None:
+    """An `OSError` out of the server's `send` says so whatever it was for, and in every version."""
+    seen = []
+
+    async def logs(conn: Connection) -> Flow:
+        response = yield
+        response.on_sent(lambda response: seen.append(response.outcome))
+        try:
+            yield response
+        finally:
+            seen.append(response.outcome)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"ab", more=True))
+        await send(body(b"cd", more=True))
+
+    async def send(message: Message) -> None:
+        if message.get("body", b"") == chunk:
+            raise OSError("gone")
+
+    with suppress(OSError):
+        await stack(app, logs, fused=fused)(Server(spec=spec).scope, Server().receive, send)
+
+    assert seen == ["disconnected"] * 2
+
+
 async def test_body_over_the_limit_is_refused_at_once(fused: bool) -> None:
     """Who reads no more than so many bytes is told with the first one above, not at the end."""
     events = []
