@@ -193,16 +193,18 @@ def taken(
         now: The time, in microseconds.
         cost: How many units; below 0 they are given back.
     """
-    after = []
+    before, after = [], []
     passes = True
     for policy, kept in zip(policies, stored, strict=True):
-        # A clock that was set back leaves times that cannot be.
+        # A clock that was set back leaves times that cannot be. They are mended in a refusal, too:
+        # else each one would find them again, and nobody would pass until they are over.
         begin = min(max(kept, now), now + policy.room)
         moment = max(begin + cost * policy.interval, now)
+        before.append(begin)
         after.append(moment)
         if cost > 0 and moment - policy.room > now:
             passes = False
-    return passes, after if passes else [max(kept, now) for kept in stored]
+    return passes, after if passes else before
 
 
 def levels(

@@ -108,7 +108,8 @@ class MemoryStore:
         now = self._now()
         times = self._times
         names = [(key, policy.id) for policy in policies]
-        if names[0] not in times:
+        # Of one policy there may be nothing left to say, while another refuses.
+        if not any(name in times for name in names):
             self._sweep(now, _SWEEP)
             if len(times) + len(names) > self._max_keys:
                 self._sweep(now, _SWEEP_WHEN_FULL)
@@ -116,12 +117,11 @@ class MemoryStore:
                     names = [("", policy.id) for policy in policies]  # rule 2
         stored = [times.get(name, 0) for name in names]
         passes, after = taken(policies, stored, now, cost)
-        if passes:
-            for name, moment in zip(names, after, strict=True):
-                if moment > now:
-                    times[name] = moment
-                else:
-                    times.pop(name, None)
+        for name, moment in zip(names, after, strict=True):
+            if moment > now:
+                times[name] = moment
+            else:
+                times.pop(name, None)
         return levels(policies, after, now, cost, passes=passes)
 
     def _sweep(self, now: int, count: int) -> None:

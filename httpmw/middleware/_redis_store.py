@@ -7,7 +7,8 @@
 # Rule 3: a script that comes too late does nothing, and says what the time is: where only our idea
 # of the server's clock was wrong, it is asked again.
 # Rule 4: a connection that was lost is tried once more, in the time that is left: idle ones are
-# found dead one by one after a restart. What is repeated must not do harm if it was done.
+# found dead one by one after a restart. What is repeated must do no harm if it was done already:
+# units may be taken twice, and then fewer pass; they are never given back twice.
 
 from __future__ import annotations
 
@@ -30,8 +31,10 @@ if now > tonumber(ARGV[1]) then return {-1, now} end
 local function text(number) return string.format('%.0f', number) end
 """
 
-# As `_gcra.taken` has it. ARGV: last moment, cost, then id, interval and room of each policy.
-# Gives whether it passes, the time, and the arrival times afterwards.
+# As `_gcra.taken` has it. A key is a hash with the arrival time of each policy, by its id: several
+# layers and dependencies may have one key with policies of their own. ARGV: last moment, cost, then
+# id, interval and room of each policy. Gives whether it passes, the time, and the arrival times
+# afterwards.
 _TAKE: Final = (
     _HEAD
     + """
@@ -39,24 +42,30 @@ local cost = tonumber(ARGV[2])
 local fields = {}
 for i = 3, #ARGV, 3 do fields[#fields + 1] = ARGV[i] end
 local stored = redis.call('HMGET', KEYS[1], unpack(fields))
-local passes, last, after, pairs = 1, now, {}, {}
+local passes, before, after = 1, {}, {}
 for i, kept in ipairs(stored) do
     local interval, room = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
-    local begin = math.min(math.max(tonumber(kept or 0), now), now + room)
-    local moment = math.max(begin + cost * interval, now)
-    if cost > 0 and moment - room > now then passes = 0 end
-    after[i] = moment
-    last = math.max(last, moment)
-    pairs[#pairs + 1] = fields[i]
-    pairs[#pairs + 1] = text(moment)
+    before[i] = math.min(math.max(tonumber(kept or 0), now), now + room)
+    after[i] = math.max(before[i] + cost * interval, now)
+    if cost > 0 and after[i] - room > now then passes = 0 end
 end
-if passes == 0 then
-    for i, kept in ipairs(stored) do after[i] = math.max(tonumber(kept or 0), now) end
-elseif last > now then
-    redis.call('HSET', KEYS[1], unpack(pairs))
-    redis.call('PEXPIREAT', KEYS[1], text(math.ceil(last / 1000)))
-elseif cost ~= 0 then
-    redis.call('DEL', KEYS[1])
+if passes == 0 then after = before end
+local last, changed, gone = now, {}, {}
+for i, moment in ipairs(after) do
+    last = math.max(last, moment)
+    if moment == now then
+        if stored[i] then gone[#gone + 1] = fields[i] end
+    elseif text(moment) ~= stored[i] then
+        changed[#changed + 1] = fields[i]
+        changed[#changed + 1] = text(moment)
+    end
+end
+if #gone > 0 then redis.call('HDEL', KEYS[1], unpack(gone)) end
+if #changed > 0 then
+    redis.call('HSET', KEYS[1], unpack(changed))
+    -- Other policies may be in it, of which this call does not know: it is never kept for less.
+    local left = math.ceil((last - now) / 1000) + 1
+    if redis.call('PTTL', KEYS[1]) < left then redis.call('PEXPIRE', KEYS[1], text(left)) end
 end
 return {passes, now, unpack(after)}
 """
@@ -193,7 +202,7 @@ class RedisStore:
         arguments = [str(cost)]
         for policy in policies:
             arguments += policy.id, str(policy.interval), str(policy.room)
-        reply = await self._run(TAKE, f"rate:{key}", arguments, deadline)
+        reply = await self._run(TAKE, f"rate:{key}", arguments, deadline, once=cost < 0)
         passes, now, *after = (int(each) for each in reply)
         return levels(policies, after, now, cost, passes=bool(passes))
 
@@ -269,11 +278,12 @@ class RedisStore:
         deadline: float,
         *,
         late: bool = False,
+        once: bool = False,
     ) -> Any:
         """
-        Run a script; *late*, whenever the server does it.
+        Run a script; *late*, whenever the server does it; *once*, or not at all.
         """
-        lost = refused = False
+        lost, refused = once, False
         while True:
             last = _FOREVER if late else int(self._clock.at(deadline) * 1_000_000)
             asked = time.monotonic()

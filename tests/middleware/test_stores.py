@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from starlette.responses import PlainTextResponse
@@ -19,6 +20,7 @@ from httpmw.middleware import (
     RateLimitMiddleware,
     RedisStore,
 )
+from httpmw.middleware._gcra import policies_of
 from httpmw.testing import check_idempotency_store, check_rate_store
 from httpmw.testing.storing._stores import cancelled_after
 from tests.harness import request
@@ -455,6 +457,91 @@ async def test_a_call_that_is_cancelled_at_any_turn_is_not_counted_twice(
 
     left = int(server.headers["ratelimit"].split("r=")[1].split(";")[0])
     assert 79 <= left <= 99
+
+
+@on_asyncio
+@of_both
+async def test_policies_of_one_key_do_not_shorten_each_other(
+    name: str, servers: Any, connect: Any
+) -> None:
+    """An hour is not forgotten with the second that another layer of that name counts."""
+    client = connect(name, servers[name].port)
+    store = RedisStore(client)
+    key = uuid4().hex
+    await store.take(key, policies_of("3/hour", None, "x"), 3, time.monotonic() + 5)
+    await store.take(key, policies_of("5/second", None, "x"), 1, time.monotonic() + 5)
+
+    assert await client.pttl(f"httpmw:rate:{key}") > 3_500_000
+
+
+@on_asyncio
+@of_both
+async def test_what_is_given_back_to_one_policy_leaves_the_others(
+    name: str, servers: Any, connect: Any
+) -> None:
+    """The key goes when nothing is in it any more."""
+    client = connect(name, servers[name].port)
+    store = RedisStore(client)
+    key = uuid4().hex
+    hour, day = (policies_of(limit, None, "x") for limit in ("3/hour", "9/day"))
+    for policies in (hour, day):
+        await store.take(key, policies, 1, time.monotonic() + 5)
+    await store.give_back(key, day, 1, time.monotonic() + 5)
+
+    assert (await store.take(key, hour, 0, time.monotonic() + 5))[0].remaining == 2
+    await store.give_back(key, hour, 1, time.monotonic() + 5)
+    assert not await client.exists(f"httpmw:rate:{key}")
+
+
+@on_asyncio
+@of_both
+async def test_a_server_s_clock_that_was_set_back_locks_nobody_out(
+    name: str, servers: Any, connect: Any
+) -> None:
+    """What is kept is mended by the first refusal, so that the next ones wait for less."""
+    client = connect(name, servers[name].port)
+    key = uuid4().hex
+    policies = policies_of("2/minute", None, "x")
+    ahead = (int(time.time()) + 3600) * 1_000_000
+    await client.hset(f"httpmw:rate:{key}", policies[0].id, ahead)
+    levels = await RedisStore(client).take(key, policies, 1, time.monotonic() + 5)
+
+    assert levels[0].wait == 30
+    kept = int(await client.hget(f"httpmw:rate:{key}", policies[0].id))
+    assert kept < ahead - 3000 * 1_000_000
+
+
+class Losing:
+    """A client that loses the first answer of its server to each call."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.lost = False
+
+    async def evalsha(self, *arguments: Any) -> Any:
+        reply = await self.client.evalsha(*arguments)
+        self.lost = not self.lost
+        if self.lost:
+            raise ConnectionError("The answer is lost.")
+        return reply
+
+    async def eval(self, *arguments: Any) -> Any:
+        return await self.client.eval(*arguments)
+
+
+@on_asyncio
+@of_both
+async def test_units_are_never_given_back_twice(name: str, servers: Any, connect: Any) -> None:
+    """Where the answer is lost, it is not known whether it was done: so it is not repeated."""
+    client = connect(name, servers[name].port)
+    store = RedisStore(client)
+    key = uuid4().hex
+    policies = policies_of("10/hour", None, "x")
+    await store.take(key, policies, 10, time.monotonic() + 5)
+    with pytest.raises(ConnectionError):
+        await RedisStore(Losing(client)).give_back(key, policies, 1, time.monotonic() + 5)
+
+    assert (await store.take(key, policies, 0, time.monotonic() + 5))[0].remaining == 1
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
