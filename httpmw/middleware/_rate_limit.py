@@ -15,7 +15,7 @@ import inspect
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, Final, Literal, TypeAlias
 
 from starlette.exceptions import HTTPException
@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from httpmw import _errors
-from httpmw._adapter import Flow, Predicate
+from httpmw._adapter import Flow, Predicate, check_predicate
 from httpmw._connection import Connection
 from httpmw._response import AppResponse
 
@@ -33,7 +33,7 @@ from ._draining import Drain
 from ._gcra import RatePolicy, RateStore, is_count, policies_of
 from ._memory_store import MemoryStore
 from ._rate_fields import Standing
-from ._ready import Exclude, Ready
+from ._ready import Exclude, Ready, view_of
 from ._refuse import COUNTED, Counted, Refusal, Respond, retry_events, wants_events_alone
 from ._route import route_template
 from ._stores import Caller, StoreError, hashed, is_seconds
@@ -57,13 +57,16 @@ _TOO_MANY: Final = 429  # RFC 6585 section 4
 _UNAVAILABLE: Final = 503
 _CLIENT_ERROR: Final = 400
 
+# Where a layer says to `rate_limit()` that it is there, and leaves this request alone.
+_ASIDE: Final = "httpmw.rate_limit.aside"
+
 
 class RateLimitMiddleware(Ready):
     """
     Limit how many requests each client may send.
 
     Who sends more gets a 429 with `Retry-After` and problem details (RFC 9457); every response has
-    the fields `RateLimit` and `RateLimit-RatePolicy`. With `limit="100/minute"` at most
+    the fields `RateLimit` and `RateLimit-Policy`. With `limit="100/minute"` at most
     `burst + t * 100 / 60` requests pass in any span of t seconds, in all workers together where the
     store is one that they share.
 
@@ -177,7 +180,12 @@ class RateLimitMiddleware(Ready):
             else "requests are refused",
         )
         self._has_seen_proxy = False
-        super().__init__(app, when=when, exclude=exclude, websocket=websocket)
+        if when is not None:
+            check_predicate(when)
+        super().__init__(app, when=_telling(when), exclude=exclude, websocket=websocket)
+
+    def _wanted(self, exclude: Any) -> Predicate | None:
+        return _telling(super()._wanted(exclude))
 
     @classmethod
     def _check_name(cls, name: object) -> None:
@@ -193,6 +201,7 @@ class RateLimitMiddleware(Ready):
         if inspect.isawaitable(key):
             key = await key
         if key is None:
+            conn.scope[_ASIDE] = True
             yield
             return
         if not isinstance(key, str):
@@ -341,6 +350,24 @@ class RateLimitMiddleware(Ready):
         )
 
 
+def _telling(predicate: Predicate | None) -> Predicate | None:
+    """
+    Have `rate_limit()` know of a layer that is not there for a request.
+    """
+    if predicate is None:
+        return None
+
+    @wraps(predicate)
+    def telling(conn: Connection[Any]) -> bool:
+        meant = predicate(conn)
+        if not meant:
+            # What a layer that is not there writes in a scope of its own, nobody would see.
+            view_of(conn)[_ASIDE] = True
+        return meant
+
+    return telling
+
+
 def client_address(conn: HTTPConnection[Any], *, ipv6_prefix: int = 56) -> str:
     """
     Say who has sent a request, as far as his network tells: the `key=` of a rate limit.
@@ -385,7 +412,7 @@ def rate_limit(
     limit: str | Sequence[str],
     *,
     burst: int | Sequence[int] | None = None,
-    key: Callable[[HTTPConnection[Any]], str | Awaitable[str]] | None = None,
+    key: Callable[[HTTPConnection[Any]], str | Awaitable[str | None] | None] | None = None,
     cost: int = 1,
     name: str | None = None,
 ) -> Callable[[HTTPConnection], Awaitable[None]]:
@@ -397,7 +424,7 @@ def rate_limit(
     Args:
         limit: As in `RateLimitMiddleware`.
         burst: As there.
-        key: Who is counted, by default the address as the layer sees it.
+        key: Who is counted, by default the address as the layer sees it; None: the request is not.
         cost: How many units a request takes.
         name: Routes with one name are counted together; None: each route for itself.
 
@@ -408,14 +435,17 @@ def rate_limit(
         TypeError: An option is not what it has to be.
 
     The request that is one too many raises an `HTTPException` with status 429 and `Retry-After`,
-    which has the fields of the layer.
+    which has the fields of the layer. A request that the layer leaves alone (`exclude=`, `when=`,
+    a `key=` that gave None) is not counted here either.
     """
     label = "route" if name is None else name
     RateLimitMiddleware._check_name(label)  # noqa: SLF001 - one thing
     try:
         policies = policies_of(limit, burst, label)
     except ValueError as exc:
-        raise _errors.bad_option(rate_limit, "limit", limit, str(exc)) from None
+        option = "burst" if "burst" in str(exc) else "limit"
+        value = {"limit": limit, "burst": burst}[option]
+        raise _errors.bad_option(rate_limit, option, value, str(exc)) from None
     if key is not None and not callable(key):
         raise _errors.bad_option(rate_limit, "key", key, "a function, or None")
     if not is_count(cost):
@@ -426,11 +456,17 @@ def rate_limit(
         while request is not None and not isinstance(request.layer, RateLimitMiddleware):
             request = request.outer
         if request is None:
+            if _ASIDE in conn.scope:
+                return
             raise _errors.no_rate_limit_layer(rate_limit)
         layer: RateLimitMiddleware = request.layer
         who = layer._address(conn) if key is None else key(conn)  # noqa: SLF001 - one thing
         if inspect.isawaitable(who):
             who = await who
+        if who is None:
+            return
+        if not isinstance(who, str):
+            raise _errors.bad_result("key", key, who, "a text, or None")
         where = name
         if where is None:
             where = f"{conn.scope.get('method')} {route_template(conn) or conn.scope['path']}"

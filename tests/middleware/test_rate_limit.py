@@ -490,6 +490,52 @@ async def test_a_dependency_without_a_layer_is_an_error() -> None:
     assert "app.add_middleware(RateLimitMiddleware" in str(server.error)
 
 
+@pytest.mark.parametrize(
+    "aside",
+    [{"exclude": ["/"]}, {"when": lambda conn: False}, {"key": lambda conn: None}],
+    ids=["exclude", "when", "key"],
+)
+@pytest.mark.parametrize("between", [None, PassThrough], ids=["fused", "nested"])
+async def test_a_dependency_leaves_alone_what_the_layer_does(aside: Any, between: Any) -> None:
+    """It is no error: there is a layer around the route."""
+    app = FastAPI()
+    if between:
+        app.add_middleware(between)
+    app.add_middleware(RateLimitMiddleware, limit="9/minute", **aside)
+    app.get("/", dependencies=[Depends(rate_limit("1/minute"))])(lambda: "ok")
+
+    assert await statuses(app, 2) == [200, 200]
+
+
+async def test_a_key_of_a_dependency_may_say_that_nobody_is_counted() -> None:
+    """As that of the layer."""
+    app = FastAPI()
+    app.add_middleware(RateLimitMiddleware, limit="9/minute")
+    limited = rate_limit("1/minute", key=lambda conn: conn.headers.get("x-user"))
+    app.get("/", dependencies=[Depends(limited)])(lambda: "ok")
+
+    assert await statuses(app, 2) == [200, 200]
+    assert await statuses(app, 2, headers={"x-user": "a"}) == [200, 429]
+
+
+async def test_a_key_of_a_dependency_that_is_no_text_is_an_error() -> None:
+    """The message names the function."""
+    app = FastAPI()
+    app.add_middleware(RateLimitMiddleware, limit="9/minute")
+    wrong: Any = lambda conn: 7  # noqa: E731 - the place is what counts
+    app.get("/", dependencies=[Depends(rate_limit("1/minute", key=wrong))])(lambda: "ok")
+    server = await ask(app, fails=True)
+
+    assert "Return a text, or None." in str(server.error)
+    assert "test_rate_limit.py" in str(server.error)
+
+
+def test_a_burst_of_a_dependency_is_named_where_it_is_wrong() -> None:
+    """And not the limit."""
+    with pytest.raises(TypeError, match="`burst`"):
+        rate_limit("5/minute", burst=0)
+
+
 # -- without the store -----------------------------------------------------------------------
 
 
@@ -663,6 +709,30 @@ def test_a_clock_that_was_set_back_locks_nobody_out(clock: list[int]) -> None:
     clock[0] -= 900 * SECOND
 
     assert store.take_now("k", policy, 1)[0].wait <= 60
+
+
+def test_who_has_used_one_of_his_limits_is_known_by_it(clock: list[int]) -> None:
+    """When the store is full and another of his limits has come to rest, he gets no other's."""
+    store = MemoryStore(max_keys=4)
+    policies = policies_of("5/second; 3/hour", None, "x")
+    assert not store.take_now("bob", policies, 3)[1].wait
+    clock[0] += 2 * SECOND
+    for n in range(3):
+        store.take_now(f"flood {n}", policies_of("1/day", None, "x"), 1)
+
+    assert store.take_now("bob", policies, 1)[1].wait
+
+
+def test_a_refusal_mends_what_a_clock_that_was_set_back_has_left(clock: list[int]) -> None:
+    """So that who waits as long as he is told passes."""
+    store = MemoryStore()
+    policy = policies_of("2/minute", None, "x")
+    store.take_now("k", policy, 2)
+    clock[0] -= 900 * SECOND
+
+    assert store.take_now("k", policy, 1)[0].wait == 30
+    clock[0] += 30 * SECOND
+    assert not store.take_now("k", policy, 1)[0].wait
 
 
 def test_the_server_s_time_is_never_late() -> None:
