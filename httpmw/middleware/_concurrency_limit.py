@@ -260,8 +260,8 @@ class ConcurrencyLimitMiddleware(Ready):
         tell_shed(conn)
         # Not all of them at once again.
         wait = random.randint(1, 3)  # noqa: S311 - no secret
-        if self._retries and not conn.is_websocket and wants_events_alone(conn):
-            return retry_events(wait * 1000)
+        if self._retries and wants_events_alone(conn):
+            return retry_events(conn, wait * 1000)
         return await self._refusal.response(
             conn,
             _UNAVAILABLE,

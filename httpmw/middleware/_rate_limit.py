@@ -17,6 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, Final, Literal, TypeAlias
+from weakref import WeakSet
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -34,7 +35,15 @@ from ._gcra import RatePolicy, RateStore, is_count, policies_of
 from ._memory_store import MemoryStore
 from ._rate_fields import Standing
 from ._ready import Exclude, Ready, view_of
-from ._refuse import COUNTED, Counted, Refusal, Respond, retry_events, wants_events_alone
+from ._refuse import (
+    COUNTED,
+    Counted,
+    Refusal,
+    Respond,
+    retry_events,
+    tell_refused,
+    wants_events_alone,
+)
 from ._route import route_template
 from ._stores import Caller, StoreError, hashed, is_seconds
 
@@ -80,7 +89,9 @@ class RateLimitMiddleware(Ready):
             None for who is not counted; by default `client_address`.
         cost: How many units a request takes, or a function of the connection that says so.
         refund: A function of the response that says how many units are given back: True for all of
-            them, as `lambda response: response.status_code >= 500`.
+            them, as `lambda response: response.status_code >= 500`. It is not asked where there is
+            no response here: of an exception that nothing further in has answered the units stay
+            taken.
         name: What the limits are called in header fields, and which of several layers on one store
             they are.
         store: Where it is counted: `MemoryStore()`, `RedisStore(client)`, `LimitsStore(storage)`,
@@ -144,7 +155,7 @@ class RateLimitMiddleware(Ready):
         self._check_callables(refund=refund, response=response)
         for option, value in (("store_timeout", store_timeout), ("retry_store", retry_store)):
             if not is_seconds(value):
-                raise self._bad(option, value, "seconds, more than 0")
+                raise self._bad(option, value, "seconds, more than 0 and finite")
         if on_store_error not in ("open", "closed"):
             raise self._bad("on_store_error", on_store_error, '"open" or "closed"')
         self._check_integer("ipv6_prefix", ipv6_prefix, 1, 128, "a number of bits, 1 to 128")
@@ -233,7 +244,7 @@ class RateLimitMiddleware(Ready):
 
     def _address(self, conn: HTTPConnection[Any]) -> str:
         address = conn.scope.get("client")
-        if address is None:
+        if address is None or not address[0]:
             raise _errors.no_client(type(self))
         host: str = address[0]
         if not self._has_seen_proxy:
@@ -313,9 +324,11 @@ class RateLimitMiddleware(Ready):
 
     async def _too_many(self, conn: Connection[Any], standings: list[Standing]) -> Response:
         wait = _rate_fields.retry_after(standings)
-        if self._retries and not conn.is_websocket and wants_events_alone(conn) and wait:
-            return retry_events(wait * 1000)
         violated = _rate_fields.violated(standings)
+        if self._retries and wants_events_alone(conn) and wait:
+            events = retry_events(conn, wait * 1000)
+            self._put(events, violated)
+            return events
         is_draft = self._headers == "draft"
         response = await self._refusal.response(
             conn,
@@ -339,8 +352,8 @@ class RateLimitMiddleware(Ready):
 
     async def _unavailable(self, conn: Connection[Any]) -> Response:
         wait = _rate_fields.seconds(self._retry_store)
-        if self._retries and not conn.is_websocket and wants_events_alone(conn):
-            return retry_events(wait * 1000)
+        if self._retries and wants_events_alone(conn):
+            return retry_events(conn, wait * 1000)
         return await self._refusal.response(
             conn,
             _UNAVAILABLE,
@@ -386,7 +399,7 @@ def client_address(conn: HTTPConnection[Any], *, ipv6_prefix: int = 56) -> str:
     Raises:
         RuntimeError: There is no address: the server listens on a Unix socket, say.
     """
-    if conn.client is None:
+    if conn.client is None or not conn.client.host:
         raise _errors.no_client(client_address)
     host = conn.client.host
     return host if "." in host and ":" not in host else _network(host, ipv6_prefix)
@@ -451,6 +464,8 @@ def rate_limit(
     if not is_count(cost):
         raise _errors.bad_option(rate_limit, "cost", cost, "a number of units, 0 or more")
 
+    checked: WeakSet[RateLimitMiddleware] = WeakSet()
+
     async def limited(conn: HTTPConnection) -> None:
         request: Counted | None = conn.scope.get(COUNTED)
         while request is not None and not isinstance(request.layer, RateLimitMiddleware):
@@ -460,6 +475,13 @@ def rate_limit(
                 return
             raise _errors.no_rate_limit_layer(rate_limit)
         layer: RateLimitMiddleware = request.layer
+        if layer not in checked:
+            missing = layer.store.check(policies, refunds=False)
+            if missing is not None:
+                raise _errors.bad_option(
+                    rate_limit, "burst", burst, f"one that the layer's store has: {missing}"
+                )
+            checked.add(layer)
         who = layer._address(conn) if key is None else key(conn)  # noqa: SLF001 - one thing
         if inspect.isawaitable(who):
             who = await who
@@ -473,6 +495,7 @@ def rate_limit(
         try:
             standings = await layer.count(hashed("route", where, who), policies, cost)
         except StoreError:
+            tell_refused(conn)
             wait = _rate_fields.seconds(layer._retry_store)  # noqa: SLF001 - one thing
             raise HTTPException(
                 _UNAVAILABLE,
@@ -481,6 +504,7 @@ def rate_limit(
             ) from None
         request.more += standings
         if _rate_fields.violated(standings):
+            tell_refused(conn)
             after = _rate_fields.retry_after(standings)
             raise HTTPException(
                 _TOO_MANY,

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from httpmw import _errors
@@ -81,8 +82,7 @@ class Refusal:
         """
         from ._problem_details import Problem  # noqa: PLC0415 - when something is refused
 
-        for counted in _counted(conn):
-            counted.is_refused = True
+        tell_refused(conn)
         problem = Problem(status, detail, code=code, type=type)
         problem.extensions.update(members or {})
         if self._respond is None:
@@ -123,6 +123,14 @@ class Counted:
         self.is_shed = False
 
 
+def tell_refused(conn: HTTPConnection[Any]) -> None:
+    """
+    Have all limits further out know that it is not the application that answers.
+    """
+    for counted in _counted(conn):
+        counted.is_refused = True
+
+
 def tell_shed(conn: Connection[Any]) -> None:
     """
     Have all limits further out know that a request is turned away.
@@ -131,7 +139,7 @@ def tell_shed(conn: Connection[Any]) -> None:
         counted.is_shed = counted.is_refused = True
 
 
-def _counted(conn: Connection[Any]) -> Iterator[Counted]:
+def _counted(conn: HTTPConnection[Any]) -> Iterator[Counted]:
     counted: Counted | None = conn.scope.get(COUNTED)
     while counted is not None:
         yield counted
@@ -140,16 +148,19 @@ def _counted(conn: Connection[Any]) -> Iterator[Counted]:
 
 def wants_events_alone(conn: Connection[Any]) -> bool:
     """
-    Whether it is the `EventSource` of a browser that asks.
+    Whether it is the `EventSource` of a browser that asks: by a GET, without a body.
     """
+    if conn.is_websocket or conn["method"] != "GET":
+        return False
     accepted = [value for name, value in conn.headers.raw if name == b"accept"]
     return accepted == [b"text/event-stream"]
 
 
-def retry_events(milliseconds: int = 5000) -> Response:
+def retry_events(conn: Connection[Any], milliseconds: int = 5000) -> Response:
     """
     Give an `EventSource` what has it ask again: to a 429, 503 or 504 a browser never does.
     """
+    tell_refused(conn)
     return Response(
         f"retry: {milliseconds}\n\n",
         media_type="text/event-stream",

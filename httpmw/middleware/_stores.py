@@ -47,7 +47,7 @@ def is_seconds(value: Any) -> bool:
     """
     Whether *value* is a time that can pass.
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def is_like(pattern: re.Pattern[str], value: Any) -> bool:

@@ -139,8 +139,8 @@ class TimeoutMiddleware(Ready):
             conn.fail_after(self._start)
 
     async def _answer(self, conn: Connection[Any]) -> Response:
-        if self._retries and not conn.is_websocket and wants_events_alone(conn):
-            return retry_events()
+        if self._retries and wants_events_alone(conn):
+            return retry_events(conn)
         return await self._refusal.response(
             conn, self._status, "The application took too long to answer.", "timeout"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import anyio.lowlevel
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
+from starlette.authentication import UnauthenticatedUser
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, RedirectResponse
@@ -29,7 +32,7 @@ from httpmw.middleware import (
 )
 from httpmw.middleware import _stores as stores
 from httpmw.middleware._gcra import SECOND, policies_of
-from httpmw.middleware._refuse import tell_shed
+from httpmw.middleware._refuse import COUNTED, Counted, tell_shed
 from httpmw.testing import Server
 from httpmw.testing.driving._socket import DENIES, SocketServer
 from tests.harness import PassThrough
@@ -266,6 +269,32 @@ async def test_a_key_of_one_s_own(caplog: Any) -> None:
     assert "ratelimit" not in (await ask(app)).headers
 
 
+async def test_an_address_without_a_host_is_none() -> None:
+    """Some servers give it for a Unix socket."""
+    server = await ask(RateLimitMiddleware(ok, limit="1/minute"), host="", fails=True)
+
+    assert "`key=`" in str(server.error)
+    with pytest.raises(RuntimeError, match="`key=`"):
+        client_address(Connection({"type": "http", "client": ("", 0), "headers": []}))
+
+
+async def test_the_key_of_the_docs_keeps_apart_who_is_not_signed_in() -> None:
+    """Starlette has a user without a name for all of them."""
+    page = Path(__file__).parents[2] / "docs" / "ready" / "rate-limit.md"
+    found = re.compile(r"^def user_or_address.*?(?=\n\n)", re.MULTILINE | re.DOTALL)
+    source = found.search(page.read_text("utf-8"))
+    assert source is not None
+    names: dict[str, Any] = {"Connection": Connection, "client_address": client_address}
+    exec(source[0], names)  # noqa: S102 - it is ours
+    limited = RateLimitMiddleware(ok, limit="1/hour", key=names["user_or_address"])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await limited({**scope, "user": UnauthenticatedUser()}, receive, send)
+
+    assert await statuses(app, 2) == [200, 429]
+    assert await statuses(app, 1, host="203.0.113.8") == [200]
+
+
 async def test_a_key_that_is_no_text_is_an_error() -> None:
     """The message names the function."""
 
@@ -392,6 +421,48 @@ async def test_an_event_source_is_told_to_ask_again() -> None:
     server = await ask(app, headers={"accept": "text/event-stream"})
 
     assert (server.status, server.body) == (200, b"retry: 3600000\n\n")
+
+
+async def test_an_event_source_gets_the_fields_as_well(clock: list[int]) -> None:
+    """Its response is one of this layer's, whatever its status is."""
+    app = RateLimitMiddleware(ok, limit="1/hour")
+    await ask(app)
+    server = await ask(app, headers={"accept": "text/event-stream"})
+
+    assert server.headers["ratelimit"] == '"default-3600";r=0;t=3600'
+
+
+async def test_what_asks_for_events_by_a_post_is_no_event_source() -> None:
+    """It is refused as any upload is: by a status, and its body is received."""
+    app = RateLimitMiddleware(ok, limit="1/hour")
+    await ask(app)
+    headers = {"accept": "text/event-stream"}
+    server = await ask(app, method="POST", headers=headers, body=[b"x"] * 5)
+
+    assert (server.status, server.receives) == (429, 5)
+
+
+@pytest.mark.parametrize("headers", [{}, {"accept": "text/event-stream"}], ids=["429", "events"])
+@pytest.mark.parametrize("path", ["/", "/dependency"])
+async def test_limits_further_out_know_what_was_refused(headers: Any, path: str) -> None:
+    """It is no work of the application's, and tells nothing of how long that takes."""
+    told = []
+
+    async def outer(conn: Connection) -> Flow:
+        counted = conn.scope[COUNTED] = Counted(None, None)
+        yield
+        told.append(counted.is_refused)
+
+    app = FastAPI()
+    limit = "1/hour" if path == "/" else "9/hour"
+    app.add_middleware(RateLimitMiddleware, limit=limit)
+    app.add_middleware(HTTPMiddleware, dispatch=outer)
+    app.get("/")(lambda: "ok")
+    app.get("/dependency", dependencies=[Depends(rate_limit("1/hour"))])(lambda: "ok")
+    for _ in range(2):
+        await ask(app, path=path, headers=headers)
+
+    assert told == [False, True]
 
 
 async def test_the_response_is_an_option() -> None:
@@ -798,6 +869,8 @@ def test_limits_are_read(limit: Any, read: Any) -> None:
         ({"limit": "1/minute", "store": "redis://localhost"}, "`store` must be a store"),
         ({"limit": "1/minute", "store_timeout": 0}, "seconds, more than 0"),
         ({"limit": "1/minute", "retry_store": "1"}, "seconds, more than 0"),
+        ({"limit": "1/minute", "retry_store": float("inf")}, "seconds, more than 0"),
+        ({"limit": "1/minute", "store_timeout": float("nan")}, "seconds, more than 0"),
         ({"limit": "1/minute", "on_store_error": "ignore"}, '"open" or "closed"'),
         ({"limit": "1/minute", "ipv6_prefix": 0}, "1 to 128"),
         ({"limit": "1/minute", "headers": True}, '"draft", "legacy" or False'),
@@ -849,7 +922,7 @@ async def test_whatever_a_client_says(seed: int) -> None:
     app = RateLimitMiddleware(ok, limit="3/minute; 5/hour", key=lambda conn: conn.headers["x"])
     plain = RateLimitMiddleware(ok, limit="1000/minute")
     for _ in range(60):
-        text = "".join(chr(chosen.randrange(256)) for _ in range(chosen.randrange(20)))
+        text = "".join(chr(chosen.randrange(256)) for _ in range(chosen.randrange(1, 20)))
         assert (await ask(app, headers=[(b"x", text.encode("latin-1"))])).status in (200, 429)
         host = chosen.choice([text, f"fe80::{text}", f"{text}%{text}", "::1", "::ffff:1.2.3.4"])
         assert (await ask(plain, host=host)).status == 200

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from fastapi import Depends, FastAPI
 from starlette.responses import PlainTextResponse
 
 from httpmw.middleware import (
@@ -19,6 +20,7 @@ from httpmw.middleware import (
     PostgresStore,
     RateLimitMiddleware,
     RedisStore,
+    rate_limit,
 )
 from httpmw.middleware._gcra import policies_of
 from httpmw.testing import check_idempotency_store, check_rate_store
@@ -595,6 +597,19 @@ async def test_what_limits_cannot_do_is_said_when_a_layer_is_made() -> None:
         LimitsStore(MemoryStorage(), strategy="leaky")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="one that MemcachedStorage has"):
         LimitsStore(MemcachedStorage("async+memcached://127.0.0.1:1"))
+
+
+@on_asyncio
+async def test_what_limits_cannot_do_is_said_by_the_dependency() -> None:
+    """With its first request, as it has no store before."""
+    from limits.aio.storage import MemoryStorage
+
+    app = FastAPI()
+    app.add_middleware(RateLimitMiddleware, limit="9/hour", store=LimitsStore(MemoryStorage()))
+    app.get("/", dependencies=[Depends(rate_limit("5/minute", burst=1))])(lambda: "ok")
+    server = await request(app, keep_error=True)
+
+    assert "LimitsStore has no `burst=`" in str(server.error)
 
 
 @on_asyncio
