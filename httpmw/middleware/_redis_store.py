@@ -8,7 +8,8 @@
 # of the server's clock was wrong, it is asked again.
 # Rule 4: a connection that was lost is tried once more, in the time that is left: idle ones are
 # found dead one by one after a restart. What is repeated must do no harm if it was done already:
-# units may be taken twice, and then fewer pass; they are never given back twice.
+# units may be taken twice, and then fewer pass; they are not given back twice, unless the client
+# repeats calls by itself.
 
 from __future__ import annotations
 

@@ -533,7 +533,7 @@ class Losing:
 
 @on_asyncio
 @of_both
-async def test_units_are_never_given_back_twice(name: str, servers: Any, connect: Any) -> None:
+async def test_the_store_does_not_give_back_twice(name: str, servers: Any, connect: Any) -> None:
     """Where the answer is lost, it is not known whether it was done: so it is not repeated."""
     client = connect(name, servers[name].port)
     store = RedisStore(client)
