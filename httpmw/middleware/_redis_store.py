@@ -8,8 +8,8 @@
 # of the server's clock was wrong, it is asked again.
 # Rule 4: a connection that was lost is tried once more, in the time that is left: idle ones are
 # found dead one by one after a restart. What is repeated must do no harm if it was done already:
-# units may be taken twice, and then fewer pass; they are not given back twice, unless the client
-# repeats calls by itself.
+# units may be taken twice, and then fewer pass; to give them back twice would let more pass, so the
+# last call that did is known by a name. Clients repeat calls by themselves, too.
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 from httpmw import _errors
 
@@ -33,19 +34,23 @@ local function text(number) return string.format('%.0f', number) end
 """
 
 # As `_gcra.taken` has it. A key is a hash with the arrival time of each policy, by its id: several
-# layers and dependencies may have one key with policies of their own. ARGV: last moment, cost, then
-# id, interval and room of each policy. Gives whether it passes, the time, and the arrival times
-# afterwards.
+# layers and dependencies may have one key with policies of their own; and `back`, the call that has
+# given back last. ARGV: last moment, cost, the name of a call that gives back, then id, interval
+# and room of each policy. Gives whether it passes, the time, and the arrival times afterwards.
 _TAKE: Final = (
     _HEAD
     + """
 local cost = tonumber(ARGV[2])
+local gives_back = cost < 0
+if gives_back and redis.call('HGET', KEYS[1], 'back') == ARGV[3] then
+    cost, gives_back = 0, false
+end
 local fields = {}
-for i = 3, #ARGV, 3 do fields[#fields + 1] = ARGV[i] end
+for i = 4, #ARGV, 3 do fields[#fields + 1] = ARGV[i] end
 local stored = redis.call('HMGET', KEYS[1], unpack(fields))
 local passes, before, after = 1, {}, {}
 for i, kept in ipairs(stored) do
-    local interval, room = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
+    local interval, room = tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3])
     before[i] = math.min(math.max(tonumber(kept or 0), now), now + room)
     after[i] = math.max(before[i] + cost * interval, now)
     if cost > 0 and after[i] - room > now then passes = 0 end
@@ -67,6 +72,10 @@ if #changed > 0 then
     -- Other policies may be in it, of which this call does not know: it is never kept for less.
     local left = math.ceil((last - now) / 1000) + 1
     if redis.call('PTTL', KEYS[1]) < left then redis.call('PEXPIRE', KEYS[1], text(left)) end
+end
+if gives_back then
+    redis.call('HDEL', KEYS[1], 'back')
+    if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'back', ARGV[3]) end
 end
 return {passes, now, unpack(after)}
 """
@@ -200,10 +209,10 @@ class RedisStore:
         """
         Take units in one round trip, as `RateStore` has it.
         """
-        arguments = [str(cost)]
+        arguments = [str(cost), uuid4().hex if cost < 0 else ""]
         for policy in policies:
             arguments += policy.id, str(policy.interval), str(policy.room)
-        reply = await self._run(TAKE, f"rate:{key}", arguments, deadline, once=cost < 0)
+        reply = await self._run(TAKE, f"rate:{key}", arguments, deadline)
         passes, now, *after = (int(each) for each in reply)
         return levels(policies, after, now, cost, passes=bool(passes))
 
@@ -279,12 +288,11 @@ class RedisStore:
         deadline: float,
         *,
         late: bool = False,
-        once: bool = False,
     ) -> Any:
         """
-        Run a script; *late*, whenever the server does it; *once*, or not at all.
+        Run a script; *late*, whenever the server does it.
         """
-        lost, refused = once, False
+        lost = refused = False
         while True:
             last = _FOREVER if late else int(self._clock.at(deadline) * 1_000_000)
             asked = time.monotonic()
