@@ -109,7 +109,7 @@ class MemoryStore:
         times = self._times
         names = [(key, policy.id) for policy in policies]
         # Of one policy there may be nothing left to say, while another refuses.
-        if not any(name in times for name in names):
+        if not any(map(times.__contains__, names)):
             self._sweep(now, _SWEEP)
             if len(times) + len(names) > self._max_keys:
                 self._sweep(now, _SWEEP_WHEN_FULL)
