@@ -15,8 +15,10 @@ import inspect
 import logging
 import random
 import re
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Any, Final, Literal, TypeAlias
 
 import anyio
@@ -27,14 +29,14 @@ from starlette.types import ASGIApp
 from httpmw import _errors
 from httpmw._adapter import Flow, Predicate
 from httpmw._connection import Connection
-from httpmw._context import running_loop
+from httpmw._context import running_loop, task_of
 from httpmw._response import AppResponse
 
 from ._draining import Drain
 from ._idempotency_store import Claim, IdempotencyStore, decoded, encoded, not_replayable
 from ._ready import Exclude, Ready
-from ._refuse import STREAMS, Refusal, Respond
-from ._stores import Caller, StoreError, check_loop, hashed, is_like, is_seconds
+from ._refuse import STREAMS, Refusal, Respond, tell_refused
+from ._stores import Caller, StoreError, aside, check_loop, hashed, is_like, is_seconds, within
 
 _log: Final = logging.getLogger("httpmw.idempotency")
 
@@ -58,6 +60,8 @@ _SERVER_ERROR: Final = 500
 # How long who waits for another one's answer does not ask for it, in seconds.
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 0.5
+# How many claims of a layer are taken back at once; of more the lease ends by itself.
+_TAKEN_BACK: Final = 100
 
 
 class Idempotency:
@@ -191,7 +195,8 @@ class IdempotencyMiddleware(Ready):
             raise self._bad("partition", partition, "a function of the connection")
         if fingerprint is not None and not callable(fingerprint):
             raise self._bad("fingerprint", fingerprint, "a function of the connection, or None")
-        if not _are_methods(methods):
+        counting = _methods_of(methods)
+        if counting is None:
             raise self._bad("methods", methods, 'methods, as in `methods=["POST"]`')
         if not is_like(_NAME, header_name):
             raise self._bad("header_name", header_name, "the name of a field")
@@ -220,7 +225,7 @@ class IdempotencyMiddleware(Ready):
             raise self._bad("docs_url", docs_url, "an absolute URL, or None")
         self.store = store
         self._partition = partition
-        self._methods = frozenset(methods)
+        self._methods = counting
         self._header = header_name.lower().encode()
         self._required = required
         self._expires = expires
@@ -235,6 +240,8 @@ class IdempotencyMiddleware(Ready):
         self._max_response = max_response
         self._open = on_store_error == "open"
         self._is_shared = bool(getattr(store, "asyncio_only", False))
+        self._store_timeout = store_timeout
+        self._taking_back = 0
         self._caller = Caller(
             store,
             timeout=store_timeout,
@@ -280,16 +287,16 @@ class IdempotencyMiddleware(Ready):
                 yield await self._answer(conn, "unavailable")
                 return
         finally:
-            if claimed is None and self._is_shared:
+            if claimed is None:
                 # It may have been carried out all the same, and nobody will run.
-                self._caller.start(
-                    lambda deadline: self.store.release(name, claim, deadline=deadline)
-                )
+                await self._give_up(name, claim)
         if claimed is None:
             yield
             return
         if claimed.state != "mine":
             stored = decoded(claimed.answer) if claimed.state == "done" else None
+            if stored is not None:
+                tell_refused(conn)  # its time says nothing of the application's
             yield stored or await self._answer(conn, claimed.state)
             return
         known = conn.scope[_SCOPE] = Idempotency(key, claimed.token)
@@ -336,6 +343,43 @@ class IdempotencyMiddleware(Ready):
                 return claimed
             await anyio.sleep(min(pause, left))
             pause = min(pause * 2, _LONGEST)
+
+    async def _give_up(self, name: str, claim: str) -> None:
+        """
+        Have a claim taken back of which nothing was heard; on asyncio nobody waits for it.
+        """
+        if self._taking_back >= _TAKEN_BACK:
+            return
+        self._taking_back += 1
+        loop = running_loop()
+        if loop is None or task_of(loop) is None:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._take_back(name, claim)
+            finally:
+                self._taken_back()
+        else:
+            aside(self._take_back(name, claim)).add_done_callback(self._taken_back)
+
+    async def _take_back(self, name: str, claim: str) -> None:
+        """
+        Release a claim at once, and once more when it is too late for it to be carried out.
+
+        On another connection a release may overtake the claim. It is no news of the store: a server
+        whose memory is full refuses claims, and takes releases.
+        """
+        timeout = self._store_timeout
+        for pause in (0.0, timeout) if self._is_shared else (0.0,):
+            if pause:
+                await anyio.sleep(pause)
+            with suppress(Exception):
+                await within(
+                    timeout,
+                    lambda: self.store.release(name, claim, deadline=time.monotonic() + timeout),
+                )
+
+    def _taken_back(self, _: object = None) -> None:
+        self._taking_back -= 1
 
     def _verdict(
         self, conn: Connection[Any], response: AppResponse, known: Idempotency
@@ -436,8 +480,23 @@ _REFUSALS: Final = {
 }
 
 
-def _are_methods(methods: Any) -> bool:
-    return not isinstance(methods, str) and all(is_like(_METHOD, each) for each in methods)
+def _methods_of(methods: Any) -> frozenset[str] | None:
+    """
+    Read the option, once; None where these are no methods.
+    """
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        return None
+    given = list(methods)
+    return frozenset(given) if all(is_like(_METHOD, each) for each in given) else None
+
+
+def _has(exc: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
+    """
+    Whether an exception is of *kinds*, or is a group that has one: a task group makes one of it.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        return any(_has(each, kinds) for each in exc.exceptions)
+    return isinstance(exc, kinds)
 
 
 def _key_of(line: bytes) -> str | None:
@@ -488,7 +547,7 @@ class _Run:
         """
         Let the key go after an exception that came instead of an answer, or make it the answer.
         """
-        if isinstance(exc, ClientDisconnect | _errors.DeadlineExceeded):
+        if _has(exc, (ClientDisconnect, _errors.DeadlineExceeded)):
             return  # nobody knows how far it got
         if is_kept:
             body = b'{"type":"about:blank","title":"Internal Server Error","status":500}'

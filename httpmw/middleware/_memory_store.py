@@ -35,6 +35,11 @@ class _Record:
         self.answer: str | None = None
         self.is_unknown = False
 
+    def is_over(self, now: int) -> bool:
+        # What runs is not forgotten.
+        is_running = self.answer is None and not self.is_unknown
+        return not is_running and self.expires <= now
+
 
 class MemoryStore:
     """
@@ -65,6 +70,7 @@ class MemoryStore:
         self._times: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._bytes = 0
+        self._token = 0
 
     def _now(self) -> int:
         return time.monotonic_ns() // 1000
@@ -151,16 +157,17 @@ class MemoryStore:
         """
         now = self._now()
         records = self._records
-        while records and next(iter(records.values())).expires <= now:
-            self._forget(next(iter(records)))
+        self._sweep_records(now, _SWEEP)
         record = records.get(key)
-        if record is not None and record.expires <= now:
+        if record is not None and record.is_over(now):
             self._forget(key)
             record = None
         if record is None:
-            if len(records) >= self._max_keys or self._bytes >= self._max_bytes:
-                raise StoreError("MemoryStore is full.")
-            record = records[key] = _Record(claim, fingerprint, now, 0)
+            if self._is_full():
+                self._sweep_records(now, _SWEEP_WHEN_FULL)
+                if self._is_full():
+                    raise StoreError("MemoryStore is full.")
+            record = records[key] = _Record(claim, fingerprint, self._next_token(), 0)
         elif record.fingerprint != fingerprint:
             return Claim("other")
         elif record.answer is not None:
@@ -168,7 +175,7 @@ class MemoryStore:
         elif record.is_unknown:
             if not rerun:
                 return Claim("unknown")
-            record.token = max(record.token + 1, now)
+            record.token = self._next_token()
             record.claim = claim
             record.is_unknown = False
         elif record.claim != claim:
@@ -227,6 +234,25 @@ class MemoryStore:
         record = self._records.get(key)
         if record is not None and record.claim == claim and record.answer is None:
             record.is_unknown = True
+
+    def _next_token(self) -> int:
+        """
+        Give a greater number than ever before, also in the processes before this one.
+        """
+        self._token = max(self._token + 1, time.time_ns() // 1000)
+        return self._token
+
+    def _is_full(self) -> bool:
+        return len(self._records) >= self._max_keys or self._bytes >= self._max_bytes
+
+    def _sweep_records(self, now: int, count: int) -> None:
+        records = self._records
+        for _ in range(min(count, len(records))):
+            key = next(iter(records))
+            if records[key].is_over(now):
+                self._forget(key)
+            else:
+                records.move_to_end(key)
 
     def _forget(self, key: str) -> None:
         record = self._records.pop(key)

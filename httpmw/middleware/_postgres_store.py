@@ -64,7 +64,8 @@ RETURNING fingerprint, claim, token, answer, lease_until > clock_timestamp(),
 _NOW: Final = "SELECT extract(epoch FROM clock_timestamp())::float8"
 # 1 key, 2 claim, 3 lease.
 _RENEW: Final = """
-UPDATE {table} SET lease_until = clock_timestamp() + make_interval(secs => $3::float8)
+UPDATE {table} SET lease_until = clock_timestamp() + make_interval(secs => $3::float8),
+    expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $3::float8))
 WHERE key = $1::text AND claim = $2::text AND answer IS NULL RETURNING token
 """
 # 1 key, 2 claim, 3 answer, 4 expiry.
@@ -144,6 +145,7 @@ class PostgresStore:
         Claim a key in one statement, as `IdempotencyStore` has it.
         """
         refused = False
+        expires = max(expires, lease)  # what runs is not forgotten
         while True:
             last = self._clock.at(deadline)
             asked = time.monotonic()

@@ -115,7 +115,11 @@ _RENEW: Final = (
     + """
 local kept = redis.call('HMGET', KEYS[1], 'c', 'a')
 if kept[1] ~= ARGV[2] or kept[2] then return {0, now} end
-redis.call('HSET', KEYS[1], 'l', text(now + tonumber(ARGV[3])))
+local lease = tonumber(ARGV[3])
+redis.call('HSET', KEYS[1], 'l', text(now + lease))
+if redis.call('PTTL', KEYS[1]) < lease / 1000 then
+    redis.call('PEXPIRE', KEYS[1], text(math.ceil(lease / 1000)))
+end
 return {1, now}
 """
 )
@@ -243,7 +247,8 @@ class RedisStore:
         """
         Claim a key in one round trip, as `IdempotencyStore` has it.
         """
-        arguments = [claim, fingerprint, _micro(lease), _milli(expires), "1" if rerun else "0"]
+        kept = _milli(max(expires, lease))  # what runs is not forgotten
+        arguments = [claim, fingerprint, _micro(lease), kept, "1" if rerun else "0"]
         reply = await self._run(CLAIM, f"key:{key}", arguments, deadline)
         state = _STATES[int(reply[0]) - 1]
         token = int(reply[2]) if state == "mine" else 0

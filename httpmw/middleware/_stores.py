@@ -31,8 +31,10 @@ from httpmw._errors import HTTPMWError
 
 T = TypeVar("T")
 
-# Seconds between two cancellations of a call that was given up.
+# Seconds between two cancellations of a call that was given up: they double, since one that never
+# ends must not keep the loop busy.
 _AGAIN: Final = 0.02
+_AGAIN_AT_MOST: Final = 5.0
 
 
 class StoreError(HTTPMWError):
@@ -109,19 +111,29 @@ _given_up: Final[set[asyncio.Task[Any]]] = set()
 def _give_up(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
     _given_up.add(task)
     task.add_done_callback(_ended)
-    _cancel(task, loop)
+    _cancel(task, loop, _AGAIN)
 
 
-def _cancel(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+def _cancel(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop, pause: float) -> None:
     if not task.done():
         task.cancel()
-        loop.call_later(_AGAIN, _cancel, task, loop)
+        loop.call_later(pause, _cancel, task, loop, min(pause * 2, _AGAIN_AT_MOST))
 
 
 def _ended(task: asyncio.Task[Any]) -> None:
     _given_up.discard(task)
     if not task.cancelled():
         task.exception()  # it is known that it failed
+
+
+def aside(made: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """
+    Run a coroutine whose end nobody waits for, and whose failure nobody asks for; on asyncio.
+    """
+    task = asyncio.get_running_loop().create_task(made)
+    _given_up.add(task)
+    task.add_done_callback(_ended)
+    return task
 
 
 # ---------------------------------------------------------------------- all calls
@@ -185,9 +197,7 @@ class Caller:
         """
         Have something done whose end nobody waits for; on asyncio.
         """
-        task = asyncio.get_running_loop().create_task(self._run(make))
-        _given_up.add(task)
-        task.add_done_callback(_ended)
+        _ = aside(self._run(make))
 
     async def call_aside(self, make: Callable[[float], Coroutine[Any, Any, T]]) -> None:
         """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import math
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import anyio
@@ -15,11 +19,12 @@ from fastapi import Depends, FastAPI, Request
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from httpmw import Connection, Flow, HTTPMiddleware
+from httpmw import Connection, DeadlineExceeded, Flow, HTTPMiddleware
 from httpmw.middleware import (
     Claim,
     CompressionMiddleware,
@@ -27,9 +32,11 @@ from httpmw.middleware import (
     IdempotencyMiddleware,
     MemoryStore,
     RequestIDMiddleware,
+    _stores,
     idempotency,
 )
 from httpmw.middleware._idempotency import _key_of
+from httpmw.middleware._refuse import COUNTED, Counted
 from httpmw.testing import Server
 from tests.harness import Chunks, PassThrough, body, request, start
 
@@ -854,6 +861,208 @@ async def test_in_fastapi() -> None:
     assert (await post(app, None)).json() == {"key": None}
 
 
+# -- what a reviewer found -------------------------------------------------------------------
+
+
+async def test_the_example_refuses_who_is_not_signed_in() -> None:
+    """Else all of them would be one partition, and get one another's answers."""
+    from starlette.authentication import SimpleUser, UnauthenticatedUser
+
+    page = Path(__file__).parents[2] / "docs" / "ready" / "idempotency.md"
+    block = page.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"Connection": Connection, "FastAPI": FastAPI}
+    exec(compile(block, str(page), "exec", dont_inherit=True), names)  # noqa: S102 - our own page
+
+    class User(SimpleUser):
+        identity = "7"
+
+    for scope in ({}, {"user": UnauthenticatedUser()}):
+        with pytest.raises(HTTPException) as refused:
+            names["account"](Connection({"type": "http", "headers": [], **scope}))
+        assert refused.value.status_code == 401
+    signed_in = Connection({"type": "http", "headers": [], "user": User("x")})
+    assert names["account"](signed_in) == "7"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("ticks", range(8))
+async def test_a_claim_that_was_cancelled_at_any_turn_is_taken_back(ticks: int) -> None:
+    """The application has not run, so the next one does, or it is known that nobody knows."""
+    app = App()
+    kept = layer(app, wait=0)
+    await post(kept, "warm")
+    task = asyncio.create_task(post(kept))
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert (await post(kept)).status == 201
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_release_that_overtakes_its_claim_is_said_again() -> None:
+    """A claim that was given up may be carried out until its deadline."""
+
+    class Overtaken(MemoryStore):
+        asyncio_only = True
+        asked: asyncio.Event
+        late: Any = None
+
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            if self.late is None:
+                self.late = lambda: super(Overtaken, self).claim(*args, **options)
+                self.asked.set()
+                await asyncio.sleep(60)
+            return await super().claim(*args, **options)
+
+        async def release(self, *args: Any, **options: Any) -> None:
+            await super().release(*args, **options)
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 1:
+                await self.late()  # the server comes to it now
+            self.released.set()
+
+    store = Overtaken()
+    store.asked, store.released = asyncio.Event(), asyncio.Event()  # type: ignore[attr-defined]
+    kept = layer(App(), store=store, wait=0, store_timeout=0.1)
+    task = asyncio.create_task(post(kept))
+    await store.asked.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await store.released.wait()  # type: ignore[attr-defined]
+    store.released.clear()  # type: ignore[attr-defined]
+    with anyio.fail_after(10):
+        await store.released.wait()  # type: ignore[attr-defined]
+
+    assert (await post(kept)).status == 201
+
+
+async def test_a_key_does_not_expire_while_its_request_runs() -> None:
+    """However short `expires` is: two runs at once are what the key is for."""
+    gate, store = Gate(), MemoryStore()
+    kept = layer(gate, store=store, expires=1, wait=0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(post, kept)
+        await gate.entered.wait()
+        now = store._now()
+        store._now = lambda: now + 5_000_000  # type: ignore[method-assign]
+        server = await post(kept)
+        gate.opened.set()
+
+    assert (server.status, gate.runs) == (409, 1)
+
+
+async def test_what_has_expired_behind_what_has_not_makes_room() -> None:
+    """One store serves layers whose answers are kept for different times."""
+    store = MemoryStore(max_keys=4)
+    long, short = layer(App(), store=store), layer(App(), store=store, expires=1)
+    await post(long, "long")
+    for key in "abc":
+        await post(short, key)
+    now = store._now()
+    store._now = lambda: now + 5_000_000  # type: ignore[method-assign]
+
+    assert (await post(short, "d")).status == 201
+
+
+@pytest.mark.parametrize("kind", [ClientDisconnect, lambda: DeadlineExceeded("total", 1)])
+async def test_a_client_that_left_within_a_task_group_leaves_it_unknown(kind: Any) -> None:
+    """A task group makes a group of it; it is as one that comes alone."""
+    runs = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        runs.append(1)
+        raise ExceptionGroup("in a task group", [ValueError("else"), kind()])
+
+    kept = layer(app, wait=0, on_unknown="refuse")
+    await post(kept, keep_error=True)
+
+    assert (await post(kept)).status == 409
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_call_that_never_ends_is_cancelled_less_and_less_often(monkeypatch: Any) -> None:
+    """Else many of them would keep the loop busy for nothing."""
+    pauses: list[float] = []
+    task = asyncio.get_running_loop().create_future()
+    loop = SimpleNamespace(call_later=lambda pause, *rest: pauses.append((pause, rest)))
+    stuck = SimpleNamespace(done=lambda: False, cancel=lambda: None)
+    arguments: Any = (stuck, loop, 0.02)
+    for _ in range(20):
+        _stores._cancel(*arguments)
+        arguments = pauses[-1][1][1:]
+    task.cancel()
+
+    assert [round(pause, 2) for pause, _ in pauses[:3]] == [0.02, 0.04, 0.08]
+    assert pauses[-1][0] == 5.0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_not_more_than_a_hundred_claims_are_taken_back_at_once() -> None:
+    """A store that hangs does not gather tasks."""
+
+    class Hanging(MemoryStore):
+        asyncio_only = True
+        asked = 0
+
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            raise OSError("gone")
+
+        async def release(self, *args: Any, **options: Any) -> None:
+            self.asked += 1
+            await asyncio.sleep(60)
+
+    store = Hanging()
+    kept = layer(App(), store=store)
+    for number in range(120):
+        await post(kept, str(number))
+    await asyncio.sleep(0)
+
+    assert store.asked == 100
+
+
+@pytest.mark.parametrize("option", ["expires", "lease", "wait", "store_timeout"])
+def test_a_time_without_end_is_refused(option: str) -> None:
+    """No store can keep it."""
+    with pytest.raises(TypeError, match=f"`{option}` must be"):
+        layer(App(), **{option: math.inf})
+
+
+async def test_methods_may_come_from_a_generator() -> None:
+    """They are read once."""
+    app = App()
+    kept = layer(app, methods=(each for each in ("POST",)))
+    await post(kept)
+    await post(kept)
+
+    assert app.runs == 1
+
+
+async def test_a_replay_is_told_to_limits_further_out() -> None:
+    """Its time says nothing of the application's."""
+    counted = Counted(None, None)
+    kept = layer(App())
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        await kept({**scope, COUNTED: counted}, receive, send)
+
+    await post(outer)
+    assert not counted.is_refused
+    await post(outer)
+    assert counted.is_refused
+
+
+async def test_tokens_of_a_store_in_memory_grow_over_a_reboot() -> None:
+    """The application has them in its own database: a clock that begins anew would be behind."""
+    claim = await MemoryStore().claim("k", "a", "f", expires=60, rerun=True)
+
+    assert claim.token > 1_700_000_000_000_000
+
+
 # -- options and random input ----------------------------------------------------------------
 
 
@@ -865,6 +1074,7 @@ async def test_in_fastapi() -> None:
         ({"partition": "user"}, "`partition` must be"),
         ({"fingerprint": 3}, "`fingerprint` must be"),
         ({"methods": "POST"}, '`methods=["POST"]`'),
+        ({"methods": 5}, '`methods=["POST"]`'),
         ({"methods": ["post"]}, '`methods=["POST"]`'),
         ({"header_name": "a b"}, "name of a field"),
         ({"required": 1}, "a bool"),

@@ -189,6 +189,21 @@ async def test_keys_in_redis(name: str, servers: Any, options: Any, connect: Any
     await check_idempotency_store(RedisStore(client))
 
 
+@on_asyncio
+@of_both
+async def test_a_lease_that_is_renewed_outlives_expires(
+    name: str, servers: Any, connect: Any
+) -> None:
+    """What runs is not forgotten, however short `expires` is."""
+    client = connect(name, servers[name].port)
+    store, last = RedisStore(client, prefix="short:"), time.monotonic() + 9
+    await store.claim("k", "a", "f", lease=60, expires=0.001, rerun=True, deadline=last)
+    assert await client.pttl("short:key:k") > 50_000
+    await client.pexpire("short:key:k", 10_000)
+    await store.renew("k", "a", lease=60, deadline=last)
+    assert await client.pttl("short:key:k") > 50_000
+
+
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[int]:
     """The port of a server of PostgreSQL."""
@@ -238,10 +253,25 @@ async def test_expired_keys_in_postgresql(kind: str, postgresql: int) -> None:
         await store.complete("k", "a", "answer", expires=0.05, deadline=time.monotonic() + 9)
         await asyncio.sleep(0.1)
         assert (await store.claim("k", "b", "g", expires=0.05, **given)).state == "mine"
+        await store.complete("k", "b", "answer", expires=0.05, deadline=time.monotonic() + 9)
         await asyncio.sleep(0.1)
         await store.purge()
         count = await store._run("SELECT count(*) FROM {table}")
         assert count[0] == 0
+
+
+@on_asyncio
+async def test_a_row_whose_lease_is_renewed_outlives_expires(postgresql: int) -> None:
+    """What runs is not forgotten, however short `expires` is."""
+    async with pool_of("psycopg", postgresql) as pool:
+        store, last = PostgresStore(pool, table="short"), time.monotonic() + 9
+        await store.create_table()
+        await store.claim("k", "a", "f", lease=1, expires=0.001, rerun=True, deadline=last)
+        await store.renew("k", "a", lease=60, deadline=last)
+        left = await store._run(
+            "SELECT extract(epoch FROM expires_at - clock_timestamp())::float8 FROM {table}"
+        )
+        assert left[0] > 50
 
 
 @on_asyncio
