@@ -38,15 +38,12 @@ from ._refuse import (
     Counted,
     Refusal,
     Respond,
-    retry_events,
     tell_shed,
-    wants_events_alone,
 )
 from ._stores import is_seconds
 
 _log: Final = logging.getLogger("httpmw.concurrency")
 
-_UNAVAILABLE: Final = 503
 _SERVER_ERROR: Final = 500
 _NOT_MODIFIED: Final = 304
 # How often who waits in the queue asks whether its client is still there, in seconds.
@@ -260,14 +257,12 @@ class ConcurrencyLimitMiddleware(Ready):
         tell_shed(conn)
         # Not all of them at once again.
         wait = random.randint(1, 3)  # noqa: S311 - no secret
-        if self._retries and wants_events_alone(conn):
-            return retry_events(conn, wait * 1000)
-        return await self._refusal.response(
+        return await self._refusal.unavailable(
             conn,
-            _UNAVAILABLE,
             "Too many requests are being processed.",
             "overloaded",
-            {"retry-after": str(wait)},
+            wait,
+            retries=self._retries,
         )
 
 

@@ -37,6 +37,7 @@ from ._rate_fields import Standing
 from ._ready import Exclude, Ready, view_of
 from ._refuse import (
     COUNTED,
+    UNAVAILABLE,
     Counted,
     Refusal,
     Respond,
@@ -63,7 +64,6 @@ Says of a response how many units are given back; True: all.
 """
 
 _TOO_MANY: Final = 429  # RFC 6585 section 4
-_UNAVAILABLE: Final = 503
 _CLIENT_ERROR: Final = 400
 
 # Where a layer says to `rate_limit()` that it is there, and leaves this request alone.
@@ -352,14 +352,12 @@ class RateLimitMiddleware(Ready):
 
     async def _unavailable(self, conn: Connection[Any]) -> Response:
         wait = _rate_fields.seconds(self._retry_store)
-        if self._retries and wants_events_alone(conn):
-            return retry_events(conn, wait * 1000)
-        return await self._refusal.response(
+        return await self._refusal.unavailable(
             conn,
-            _UNAVAILABLE,
             "Rate limits cannot be counted at the moment.",
             "store-unavailable",
-            {"retry-after": str(wait)},
+            wait,
+            retries=self._retries,
         )
 
 
@@ -498,7 +496,7 @@ def rate_limit(
             tell_refused(conn)
             wait = _rate_fields.seconds(layer._retry_store)  # noqa: SLF001 - one thing
             raise HTTPException(
-                _UNAVAILABLE,
+                UNAVAILABLE,
                 "Rate limits cannot be counted at the moment.",
                 {"retry-after": str(wait)},
             ) from None

@@ -28,6 +28,8 @@ Respond: TypeAlias = "Callable[[Connection[Any], Problem], Response]"
 Makes the response to a refused request, from the problem that would be sent.
 """
 
+UNAVAILABLE: Final = 503
+
 # Where limits are found by what is further in.
 COUNTED: Final = "httpmw.rate_limit"
 
@@ -99,6 +101,18 @@ class Refusal:
         if not await self._draining.drain(conn):
             response.headers["connection"] = "close"
         return response
+
+    async def unavailable(
+        self, conn: Connection[Any], detail: str, code: str, wait: int, *, retries: bool
+    ) -> Response:
+        """
+        Refuse a request with a 503 for *wait* seconds.
+
+        Where it *retries*, an `EventSource` is told so in its own words.
+        """
+        if retries and wants_events_alone(conn):
+            return retry_events(conn, wait * 1000)
+        return await self.response(conn, UNAVAILABLE, detail, code, {"retry-after": str(wait)})
 
 
 class Counted:
